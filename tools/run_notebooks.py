@@ -1,0 +1,224 @@
+"""Run notebooks as tests, one process each, and say how many cells were truly executed.
+
+    python tools/run_notebooks.py                        # nbs/*.ipynb and the templates studies/*.ipynb
+    python tools/run_notebooks.py nbs/12_folds.ipynb     # only these
+    python tools/run_notebooks.py --flags slow           # the notebooks with `#| slow` cells, those cells included
+
+Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in a
+process of its own with a time limit, and at one thread whatever `--jobs` is, so that its numbers do not depend on
+how many run beside it. nbdev reports "Success" for some notebooks of which it runs nothing; these are refused here.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MEMORY_PER_NOTEBOOK_GIB = 3
+HEARTBEAT_SECONDS = 30
+
+
+def refusal(path: Path) -> str:
+    """Why nbdev would run nothing of this notebook while calling it a success, or ''."""
+    from nbdev.frontmatter import FrontmatterProc
+    from nbdev.process import NBProcessor
+
+    nb = NBProcessor(path, procs=FrontmatterProc, process=True).nb
+    language = nb.metadata.get("kernelspec", {}).get("language")
+    if language != "python":
+        return f'metadata.kernelspec.language is {language!r}: write "python", in lower case'
+    if str(getattr(nb, "frontmatter_", {}).get("skip_exec", False)).lower() not in ("false", "0", "no"):
+        return "its front matter has skip_exec: remove it"
+    return ""
+
+
+def run_child(path: Path, flags: str, report: Path) -> None:
+    """Run one notebook in this process and write {"cells": executed, "error": text} to `report`."""
+    from execnb.shell import CaptureShell
+    from nbdev.test import nbdev_test
+
+    outcome = {"cells": 0, "error": refusal(path)}
+    original = CaptureShell.cell
+
+    def counted(shell, cell, *args, **kwargs):
+        if cell.cell_type == "code" and cell.source.strip():
+            outcome["cells"] += 1
+        return original(shell, cell, *args, **kwargs)
+
+    CaptureShell.cell = counted
+    try:
+        if not outcome["error"]:
+            nbdev_test(path=str(path), flags=flags, n_workers=0)
+            if not outcome["cells"]:
+                outcome["error"] = "no code cell was executed: a notebook under test has at least one"
+    finally:
+        report.write_text(json.dumps(outcome), encoding="utf-8")
+    if outcome["error"]:
+        sys.exit(outcome["error"])
+
+
+def has_flag(path: Path, flags: str) -> bool:
+    """Whether a code cell of the notebook carries one of the flags as an nbdev directive."""
+    wanted = {f"#|{flag}" for flag in flags.split()}
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = (line for c in cells if c["cell_type"] == "code" for line in "".join(c["source"]).splitlines())
+    return any(line.replace(" ", "") in wanted for line in lines)
+
+
+@dataclass
+class Run:
+    """A notebook being executed by a child process."""
+
+    path: Path
+    process: subprocess.Popen
+    report: Path
+    output: Path
+    started: float
+
+    @property
+    def name(self) -> str:
+        """The path as a user would type it."""
+        return str(self.path.relative_to(ROOT)) if self.path.is_relative_to(ROOT) else str(self.path)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def kill(self) -> None:
+        """End the child together with whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(path: Path, flags: str, threads: int, folder: Path) -> Run:
+    """Start the child process of one notebook."""
+    report, output = folder / "report.json", folder / "output.txt"
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(report), "--flags", flags, str(path)]
+    env = os.environ | {name: str(threads) for name in THREAD_VARIABLES} | {"TOKENIZERS_PARALLELISM": "false"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return Run(path, process, report, output, time.monotonic())
+
+
+class Progress:
+    """What is running now: one line rewritten on a terminal, else a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.live, self.last = total, 0, sys.stdout.isatty(), time.monotonic()
+
+    def show(self, runs: list[Run]) -> None:
+        """Tell what is running."""
+        if not self.live and time.monotonic() - self.last < HEARTBEAT_SECONDS:
+            return
+        self.last = time.monotonic()
+        now = ", ".join(f"{run.path.stem} {run.seconds:.0f} s" for run in runs)
+        text = f"  {self.done}/{self.total} done, running: {now}"
+        print(f"\r\033[K{text[:118]}" if self.live else text, end="" if self.live else "\n", flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        print(f"\r\033[K{text}" if self.live else text, flush=True)
+        self.last = time.monotonic()
+
+
+def verdict(run: Run, limit: float) -> tuple[int, str]:
+    """(cells executed, what went wrong or '') of a run that has ended or outlived its limit."""
+    if run.process.poll() is None:
+        run.kill()
+        return 0, f"still running after {limit:.0f} s: stopped"
+    run.kill()
+    if not run.report.exists():
+        return 0, f"the process ended early (exit status {run.process.returncode})"
+    outcome = json.loads(run.report.read_text(encoding="utf-8"))
+    if run.process.returncode == 0:
+        return outcome["cells"], ""
+    return outcome["cells"], outcome["error"] or f"failed in the {outcome['cells']}. executed cell"
+
+
+def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float) -> int:
+    """Run every notebook, at most `jobs` at a time; the number of failures."""
+    waiting, running, failures, cells = list(paths), [], [], 0
+    progress, began = Progress(len(paths)), time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    folder = Path(scratch, str(len(waiting)))
+                    folder.mkdir()
+                    running.append(start(waiting.pop(0), flags, threads, folder))
+                time.sleep(0.2)
+                for run in [r for r in running if r.process.poll() is not None or r.seconds > limit]:
+                    running.remove(run)
+                    ran, error = verdict(run, limit)
+                    cells, progress.done = cells + ran, progress.done + 1
+                    progress.line(f"{'FAIL' if error else 'ok':4} {run.name:40} {run.seconds:6.1f} s {ran:4} cells"
+                                  + (f"  {error}" if error else ""))
+                    if error:
+                        failures.append(run.name)
+                        progress.line(run.output.read_text(encoding="utf-8", errors="replace").rstrip())
+                if running:
+                    progress.show(running)
+        finally:
+            for run in running:
+                run.kill()
+    progress.line(f"{len(paths) - len(failures)} of {len(paths)} notebooks passed, {cells} code cells executed, "
+                  f"{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failures)}" if failures else ""))
+    return len(failures)
+
+
+def default_jobs() -> int:
+    """Two at a time where cores and memory allow it."""
+    import psutil
+
+    room = psutil.virtual_memory().available / 2**30 // MEMORY_PER_NOTEBOOK_GIB
+    return max(1, min(2, os.cpu_count() or 1, int(room)))
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: nbs/*.ipynb and studies/*.ipynb")
+    parser.add_argument("--flags", default="", help="also run the cells with these flags (slow, cuda)")
+    parser.add_argument("--jobs", type=int, default=0, help="notebooks at a time (default: 2 if the machine has room)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each notebook (default 1)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one notebook (default 600)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        run_child(args.notebooks[0], args.flags, args.child)
+        return 0
+    paths = [path.resolve() for path in args.notebooks]
+    if not paths:
+        paths = [*sorted(ROOT.glob("nbs/*.ipynb")), *sorted(ROOT.glob("studies/*.ipynb"))]
+        if args.flags:
+            paths = [path for path in paths if has_flag(path, args.flags)]
+            print(f"{len(paths)} notebooks have cells flagged {args.flags}")
+            if not paths:
+                return 0
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        sys.exit(f"no such notebook: {', '.join(missing)}")
+    if not paths:
+        sys.exit("no notebook found in nbs/ and studies/")
+    return min(1, run_all(paths, args.flags, args.jobs or default_jobs(), args.threads, args.timeout))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
