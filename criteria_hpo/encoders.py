@@ -51,7 +51,7 @@ def load_tokenizer(model_name: str, max_length: int = 512) -> PreTrainedTokenize
         raise ModelError(f"model.model_name={model_name}: its tokenizer has no pad token; save one into the folder")
     return tokenizer
 
-# %% ../nbs/20_encoders.ipynb #67a9fa5e
+# %% ../nbs/20_encoders.ipynb #5b61d1d4
 def load_encoder(model_name: str, num_hidden_layers: int | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
     "A sequence classifier with one logit in float32, and the names of its freshly initialised parameters."
     path, extra = resolve_model(model_name), {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
@@ -67,6 +67,8 @@ def load_encoder(model_name: str, num_hidden_layers: int | None = None) -> tuple
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     return model, frozenset(info["missing_keys"])
 
 # %% ../nbs/20_encoders.ipynb #a7d88f60

@@ -117,7 +117,7 @@ def _check_fold(dev: pd.DataFrame, fold: Fold) -> None:
             raise DataError(f"fold {fold.number}: no {kind} pair in its {side} part; ask for fewer folds or add "
                             f"posts with {kind} pairs")
 
-# %% ../nbs/12_folds.ipynb #05de3591
+# %% ../nbs/12_folds.ipynb #c42d7f6b
 def make_folds(dev: pd.DataFrame, n_folds: int = 5, seed: int = 0, inner_fraction: float = 0.1) -> tuple[Fold, ...]:
     """Folds 1 to n_folds of the dev pairs, by StratifiedGroupKFold on group_id.
 
@@ -131,7 +131,8 @@ def make_folds(dev: pd.DataFrame, n_folds: int = 5, seed: int = 0, inner_fractio
         raise ConfigError(f"inner_fraction is {inner_fraction}; choose 0 for none, or up to 0.5")
     n_groups = dev.group_id.nunique()
     if n_groups < n_folds:
-        raise DataError(f"{n_groups} groups are too few for {n_folds} folds; add posts or lower data.n_folds to {n_groups}")
+        raise DataError(f"{n_groups} groups are too few for {n_folds} folds; add posts or lower data.n_folds to "
+                        f"{n_groups}")
     if dev.label.nunique() < 2:
         raise DataError(f"all {len(dev)} pairs have label {dev.label.iloc[0]}; training needs both labels")
     parts = deal_groups(dev, n_folds, seed)

@@ -16,7 +16,7 @@ from sklearn import metrics as skm
 
 from .errors import ConfigError, DataError, did_you_mean
 
-# %% ../nbs/31_metrics.ipynb #db2f456e
+# %% ../nbs/31_metrics.ipynb #de9f5dc5
 def check_scores(
     labels: np.ndarray, # 0 or 1, shape (n,)
     probs: np.ndarray, # in [0, 1], shape (n,)
@@ -27,8 +27,8 @@ def check_scores(
         raise DataError(f"labels of shape {labels.shape} and probs of shape {probs.shape}: pass one of each per pair")
     if len(labels) == 0: raise DataError("no pair to score: labels and probs are empty")
     if not np.isin(labels, (0, 1)).all(): raise DataError("labels hold something other than 0 and 1")
-    if np.isnan(probs).any(): raise DataError(f"{np.isnan(probs).sum()} of {len(probs)} probs are NaN: training diverged; "
-                                              "lower the learning rate or the gradient clipping")
+    if missing := np.isnan(probs).sum():
+        raise DataError(f"{missing} of {len(probs)} probs are NaN: training diverged; lower the learning rate")
     if probs.min() < 0 or probs.max() > 1: raise DataError("probs outside [0, 1]: pass sigmoid(logits), not logits")
     return labels.astype(bool), probs
 

@@ -39,11 +39,14 @@ def _decode(path: Path) -> str:
         line = raw[: err.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as 'CSV UTF-8'") from None
 
-# %% ../nbs/10_pairs.ipynb #8b082a91
+# %% ../nbs/10_pairs.ipynb #20288940
 def _parse(text: str, source: str) -> pd.DataFrame:
     """Rows of a CSV file as strings, empty for a missing field; the columns are the header's, stripped."""
     if not text.strip():
         raise DataError(f"{source}: the file is empty; expected a header and one row for each pair")
+    header = text.partition("\n")[0]
+    if "," not in header and (";" in header or "\t" in header):
+        raise DataError(f"{source}: the columns are separated by semicolons or tabs; save it with commas")
     try:
         rows = pd.read_csv(io.StringIO(text, newline=""), header=None, dtype=str, keep_default_na=False,
                            skip_blank_lines=False)
@@ -52,11 +55,9 @@ def _parse(text: str, source: str) -> pd.DataFrame:
         raise DataError(f"{source}: not a well-formed CSV ({reason}); put texts in double quotes") from None
     return rows.iloc[1:].set_axis(rows.iloc[0].str.strip().tolist(), axis=1).reset_index(drop=True)
 
-# %% ../nbs/10_pairs.ipynb #4a7825c9
+# %% ../nbs/10_pairs.ipynb #2ef2d81e
 def _check_columns(frame: pd.DataFrame, source: str) -> None:
     found = [str(name) for name in frame.columns]
-    if len(found) == 1 and any(mark in found[0] for mark in ";\t"):
-        raise DataError(f"{source}: the columns are separated by semicolons or tabs; save it with commas")
     for name in COLUMNS:
         if found.count(name) > 1:
             raise DataError(f"{source}: column {name} stands {found.count(name)} times; keep one")

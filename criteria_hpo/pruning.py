@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .config import PatienceConfig, PrunerConfig
 
-# %% ../nbs/41_pruning.ipynb #8b885019
+# %% ../nbs/41_pruning.ipynb #8f8a2a9e
 def bracket_rungs(config: PrunerConfig) -> list[list[int]]:
     "For each bracket the rungs (numbers of finished folds) at which it looks."
     eta, least, most = config.reduction_factor, config.min_resource, config.max_resource
@@ -24,11 +24,11 @@ def bracket_rungs(config: PrunerConfig) -> list[list[int]]:
     return [[least * eta**k for k in range(b, n_brackets)] for b in range(n_brackets)]
 
 
-def bracket_of(config: PrunerConfig, study_name: str, number: int) -> int:
-    "The bracket of a trial: Optuna's rule, a CRC of name and number in proportion to the brackets' budgets."
+def bracket_of(config: PrunerConfig, key: str, number: int) -> int:
+    "The bracket of a trial: Optuna's rule, a CRC of a key and the number in proportion to the brackets' budgets."
     n = len(bracket_rungs(config))
     budgets = [math.ceil(n * config.reduction_factor**s / (s + 1)) for s in reversed(range(n))]
-    ticket = binascii.crc32(f"{study_name}_{number}".encode()) % sum(budgets)
+    ticket = binascii.crc32(f"{key}_{number}".encode()) % sum(budgets)
     return next(b for b in range(n) if ticket < sum(budgets[:b + 1]))
 
 # %% ../nbs/41_pruning.ipynb #4e01e908
@@ -60,12 +60,12 @@ def patience_prunes(scores: Sequence[float], incumbent: Sequence[float] | None, 
     n = folds_without_improvement(scores, incumbent if config.reference == "incumbent" else None)
     return n if n >= config.folds else 0
 
-# %% ../nbs/41_pruning.ipynb #50f5abde
+# %% ../nbs/41_pruning.ipynb #dbff7672
 class FoldPruner(optuna.pruners.BasePruner):
     "Hyperband and patience over finished folds, behind a start-up that is never pruned."
 
-    def __init__(self, config: PrunerConfig, n_folds: int):
-        self.config, self.n_folds = config, n_folds
+    def __init__(self, config: PrunerConfig, n_folds: int, seed: int):
+        self.config, self.n_folds, self.seed = config, n_folds, seed
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         "Optuna's question; `reason` says why."
@@ -77,18 +77,18 @@ class FoldPruner(optuna.pruners.BasePruner):
         if fold is None or fold >= self.n_folds or slot < self.config.startup_trials:
             return None
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.state != TrialState.FAIL]
-        if self.config.type == "hyperband" and self._hyperband(study.study_name, trial, others):
+        if self.config.type == "hyperband" and self._hyperband(trial, others):
             return f"Hyperband at fold {fold}"
         n = patience_prunes(trial.user_attrs.get("fold_scores", []), _incumbent_scores(others), self.config.patience)
         return f"patience at fold {fold} ({n} folds without improvement)" if n else None
 
-    def _hyperband(self, study_name: str, trial: FrozenTrial, others: Sequence[FrozenTrial]) -> bool:
+    def _hyperband(self, trial: FrozenTrial, others: Sequence[FrozenTrial]) -> bool:
         "Whether the trial's bracket has a rung at this fold and the trial is not among the best there."
-        fold, bracket = trial.last_step, bracket_of(self.config, study_name, slot_of(trial))
+        fold, bracket = trial.last_step, bracket_of(self.config, str(self.seed), slot_of(trial))
         if fold not in bracket_rungs(self.config)[bracket]:
             return False
         reached = [t.intermediate_values[fold] for t in others if fold in t.intermediate_values
-                   and bracket_of(self.config, study_name, slot_of(t)) == bracket]
+                   and bracket_of(self.config, str(self.seed), slot_of(t)) == bracket]
         return halving_prunes(trial.intermediate_values[fold], reached, self.config.reduction_factor)
 
 # %% ../nbs/41_pruning.ipynb #031cd005

@@ -4,8 +4,8 @@
     python tools/run_notebooks.py nbs/12_folds.ipynb     # only these
     python tools/run_notebooks.py --flags slow           # the notebooks with `#| slow` cells, those cells included
 
-Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in a
-process of its own with a time limit, and at one thread whatever `--jobs` is, so that its numbers do not depend on
+Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in
+a process of its own with a time limit, and at one thread whatever `--jobs` is, so that its numbers do not depend on
 how many run beside it. nbdev reports "Success" for some notebooks of which it runs nothing; these are refused here.
 """
 
@@ -62,8 +62,7 @@ def run_child(path: Path, flags: str, report: Path) -> None:
                 outcome["error"] = "no code cell was executed: a notebook under test has at least one"
     finally:
         report.write_text(json.dumps(outcome), encoding="utf-8")
-    if outcome["error"]:
-        sys.exit(outcome["error"])
+    sys.exit(1 if outcome["error"] else 0)
 
 
 def has_flag(path: Path, flags: str) -> bool:
@@ -170,7 +169,8 @@ def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float
                                   + (f"  {error}" if error else ""))
                     if error:
                         failures.append(run.name)
-                        progress.line(run.output.read_text(encoding="utf-8", errors="replace").rstrip())
+                        if output := run.output.read_text(encoding="utf-8", errors="replace").rstrip():
+                            progress.line(output)
                 if running:
                     progress.show(running)
         finally:
@@ -201,7 +201,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         run_child(args.notebooks[0], args.flags, args.child)
-        return 0
     paths = [path.resolve() for path in args.notebooks]
     if not paths:
         paths = [*sorted(ROOT.glob("nbs/*.ipynb")), *sorted(ROOT.glob("studies/*.ipynb"))]
