@@ -53,31 +53,33 @@ def not_yet(study: optuna.Study, plot: str) -> str:
     needed = 2 if plot == "importances" else 1
     return "" if complete >= needed else f"needs {needed} complete trial{'s' * (needed > 1)}, the study has {complete}"
 
-# %% ../nbs/50_plots.ipynb #76aa3909
+# %% ../nbs/50_plots.ipynb #5200631b
 @contextmanager
 def quiet_canvas() -> Iterator[None]:
-    "Draw off screen: no window, no warning that Optuna's matplotlib plots are experimental, no style left behind."
+    "Draw off screen: no window opens, no style stays behind, no warning reaches the reader of a results page."
     before = matplotlib.get_backend()
     plt.switch_backend("Agg")
     try:
         with plt.style.context("ggplot"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore") # "experimental", "identical axis limits": nothing a reader could mend
             yield
     finally:
         plt.close("all")
         plt.switch_backend(before)
 
-# %% ../nbs/50_plots.ipynb #24a9e7a6
+# %% ../nbs/50_plots.ipynb #382e7caf
 def _mend_history(figure: Figure, study: optuna.Study) -> None:
     axes = figure.axes[0]
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    for best_so_far in axes.lines: best_so_far.set_drawstyle("steps-post")
     axes.legend(loc="lower right")
 
 
 def _mend_importances(figure: Figure, study: optuna.Study) -> None:
     axes = figure.axes[0]
     axes.get_legend().remove()
-    axes.set_xlabel(f"share of the variance of {metric_name(study)} explained")
+    complete = sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    axes.set_xlabel(f"importance for {metric_name(study)}, from {complete} complete trials; all together 1")
     axes.set_ylabel("")
     figure.set_size_inches(10, 1.5 + 0.45 * len(axes.get_yticks()))
 
@@ -89,12 +91,17 @@ def _thin_log_ticks(axis: matplotlib.axis.Axis) -> None:
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
     axis.set_minor_locator(ticker.NullLocator())
 
-# %% ../nbs/50_plots.ipynb #3e1d3391
+# %% ../nbs/50_plots.ipynb #0b61b7cc
+def _see_through(n_lines: int) -> float:
+    "Opacity at which many lines can still be told apart."
+    return max(0.15, min(0.8, 20 / n_lines))
+
+
 def _mend_parallel_coordinate(figure: Figure, study: optuna.Study) -> None:
     first, bar, *scales = figure.axes
     first.set_facecolor("white")
     first.grid(False)
-    for lines in first.collections: lines.set(cmap="viridis", alpha=0.7)
+    for lines in first.collections: lines.set(cmap="viridis", alpha=_see_through(len(lines.get_segments())))
     labels = [text.get_text() for text in first.get_xticklabels()]
     first.set_xticks(first.get_xticks(), labels, rotation=-25, ha="left")
     bar.set_ylabel(metric_name(study))
@@ -103,7 +110,8 @@ def _mend_parallel_coordinate(figure: Figure, study: optuna.Study) -> None:
         if axes.get_yscale() == "log": _thin_log_ticks(axes.yaxis)
         elif not isinstance(axes.yaxis.get_major_locator(), ticker.FixedLocator):
             axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
-        for text in axes.get_yticklabels(): text.set(fontsize=8, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1})
+        for text in axes.get_yticklabels():
+            text.set(fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
 
 # %% ../nbs/50_plots.ipynb #6e8cfca4
 def _mend_slice(figure: Figure, study: optuna.Study, columns: int = 4) -> None:
@@ -121,7 +129,7 @@ def _mend_slice(figure: Figure, study: optuna.Study, columns: int = 4) -> None:
     bar.set_position((0.92, 0.15, 0.015, 0.7))
     bar.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
-# %% ../nbs/50_plots.ipynb #d5103477
+# %% ../nbs/50_plots.ipynb #dd24fce5
 STATE_COLOURS = {"COMPLETE": "tab:blue", "PRUNED": "tab:orange", "FAIL": "tab:red", "RUNNING": "tab:green"}
 
 
@@ -134,7 +142,7 @@ def _best_number(study: optuna.Study) -> int:
 def _mend_intermediate_values(figure: Figure, study: optuna.Study) -> None:
     axes, best = figure.axes[0], _best_number(study)
     states = {f"Trial{trial.number}": trial.state.name for trial in study.get_trials(deepcopy=False)}
-    alpha = max(0.15, min(0.8, 20 / len(states)))
+    alpha = _see_through(len(axes.lines))
     for line in axes.lines:
         line.set(color=STATE_COLOURS.get(states[line.get_label()], "grey"), alpha=alpha, marker="o", markersize=3)
         if line.get_label() == f"Trial{best}": line.set(color="black", alpha=1, linewidth=2.5, zorder=5)
@@ -145,12 +153,13 @@ def _mend_intermediate_values(figure: Figure, study: optuna.Study) -> None:
     axes.xaxis.set_major_locator(ticker.MultipleLocator(1))
     axes.set(xlabel="fold", ylabel=f"{metric_name(study)}, mean of the folds so far")
 
-# %% ../nbs/50_plots.ipynb #daf56d0e
+# %% ../nbs/50_plots.ipynb #d2025f58
 def _mend_timeline(figure: Figure, study: optuna.Study) -> None:
     axes, locator = figure.axes[0], dates.AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     for text in axes.get_xticklabels(): text.set(rotation=0, ha="center")
+    for bar in axes.patches: bar.set(edgecolor=bar.get_facecolor(), linewidth=1)
     axes.set_xlabel("local time")
 
 
@@ -178,13 +187,15 @@ def draw_png(
         figure.savefig(picture, format="png", dpi=100, bbox_inches="tight", facecolor="white")
     return picture.getvalue()
 
-# %% ../nbs/50_plots.ipynb #c12cea69
+# %% ../nbs/50_plots.ipynb #48a6d17b
 def draw_html(
     study: optuna.Study, # with something to draw, see `not_yet`
     plot: str, # a key of `PLOTS`
 ) -> str: # a page that expects `plotly.min.js` in its own folder
     "One plot as a page to hover and zoom in, by `optuna.visualization`."
-    figure: HtmlFigure = getattr(html_plots, PLOTS[plot])(study, **_named(study, plot))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure: HtmlFigure = getattr(html_plots, PLOTS[plot])(study, **_named(study, plot))
     if plot == "intermediate_values":
         figure.update_xaxes(title="fold", dtick=1).update_yaxes(title=f"{metric_name(study)}, mean of the folds so far")
     return figure.to_html(include_plotlyjs="directory", div_id=plot, default_height="90vh")
