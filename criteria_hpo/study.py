@@ -6,7 +6,7 @@
 __all__ = ['logger', 'PACKAGES', 'study_identity', 'first_difference', 'open_study', 'study_setup', 'fail_strays', 'work',
            'finished_trials', 'hardware', 'manifest', 'write_manifest', 'StudyRun', 'run_hpo_worker', 'run_hpo']
 
-# %% ../nbs/45_study.ipynb #7f5b1236
+# %% ../nbs/45_study.ipynb #e4785291
 import json
 import logging
 import os
@@ -32,7 +32,7 @@ from .objective import Objective
 from .progress import progress_bar
 from .pruning import FoldPruner
 from .search_space import largest_batch_size, parse_space
-from .setup import Data, load_data, make_setup
+from .prepare import Data, load_data, make_setup
 from .trainer import TrainingSetup
 
 logger = logging.getLogger("criteria_hpo")
