@@ -6,7 +6,7 @@
 __all__ = ['logger', 'PREDICTIONS', 'REFIT_SLOT', 'Predictions', 'TABLE_METRICS', 'refit_best', 'test_predictions', 'test_scores',
            'test_table', 'against_words', 'verdict', 'evaluate_best']
 
-# %% ../nbs/53_evaluate.ipynb #12dded04
+# %% ../nbs/53_evaluate.ipynb #24585837
 import json
 import logging
 import os
@@ -17,34 +17,40 @@ import pandas as pd
 
 from .baselines import constant_baseline, tfidf_baseline
 from .config import study_dir
-from .metrics import group_bootstrap, paired_difference
+from .metrics import best_threshold, group_bootstrap, paired_difference
 from .prepare import refit_setup
 from .search_space import hparams_of
 from .study import StudyRun
-from .trainer import fold_seed, run_single_fold
+from .trainer import fold_seed, predict, run_single_fold
 
 logger = logging.getLogger("criteria_hpo")
 
-# %% ../nbs/53_evaluate.ipynb #7af1c1ec
+# %% ../nbs/53_evaluate.ipynb #1db91196
 PREDICTIONS = "test_predictions.json"
 REFIT_SLOT = 2**31  # no trial has this slot, so the refit's seed is its own
 Predictions = dict[str, tuple[np.ndarray, float]]
 
 
-def refit_best(run: StudyRun) -> np.ndarray:
-    "Fits the best setting on dev and gives its probabilities for the test pairs, shape (len(test),)."
+def refit_best(run: StudyRun) -> tuple[np.ndarray, float]:
+    """Fits the best setting on dev: probabilities of the test pairs, shape (len(test),), and the threshold.
+
+    A search on F1 was scored at 0.5, so that is the threshold; average precision has none, so one is chosen on the inner split.
+    """
     best = run.study.best_trial
     logger.info("Refitting trial %d on all dev posts", best.number)
     setup, fold = refit_setup(run.cfg, run.data, run.setup())
     hparams = hparams_of(best.params, run.cfg.hpo.default_setting)
-    return run_single_fold(setup, hparams, fold, fold_seed(run.cfg.seed, REFIT_SLOT, 1)).probs
+    probs = run_single_fold(setup, hparams, fold, fold_seed(run.cfg.seed, REFIT_SLOT, 1)).probs
+    if run.cfg.hpo.metric == "f1":
+        return probs, 0.5
+    return probs, best_threshold(setup.tokens.labels[fold.inner], predict(setup, fold.inner)[0])
 
-# %% ../nbs/53_evaluate.ipynb #94a2e12d
+# %% ../nbs/53_evaluate.ipynb #4c7d405e
 def _train_all(run: StudyRun) -> Predictions:
     "Probabilities and threshold of every model on the test pairs."
     words = tfidf_baseline(run.data.dev, run.data.test, seed=run.cfg.seed)
     constants = [constant_baseline(len(run.data.test), positive) for positive in (True, False)]
-    return {"encoder": (refit_best(run), 0.5)} | {b.name: (b.probs, b.threshold) for b in (words, *constants)}
+    return {"encoder": refit_best(run)} | {b.name: (b.probs, b.threshold) for b in (words, *constants)}
 
 
 def _key(run: StudyRun) -> dict[str, Any]:
