@@ -6,14 +6,14 @@
 __all__ = ['logger', 'CHUNK', 'POOL', 'TokenisedPairs', 'tokenise', 'bucketed_batches', 'eval_batches', 'micro_batches',
            'collate']
 
-# %% ../nbs/14_batching.ipynb #d6cedd96
+# %% ../nbs/14_batching.ipynb #40ae45f3
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DataError, ModelError

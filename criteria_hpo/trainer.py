@@ -65,14 +65,14 @@ class FoldResult:
 class Diverged(Exception):
     "A loss that is not finite: the setting cannot be scored."
 
-# %% ../nbs/33_trainer.ipynb #aa551d9d
+# %% ../nbs/33_trainer.ipynb #70b58e96
 def pick_device() -> torch.device:
     "The first GPU, else the CPU."
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast_for(device: torch.device, precision: str) -> AbstractContextManager:
-    "`auto`: bf16 on a GPU that has it, else fp32."
+    "`auto`: bf16 on a GPU that has it, else fp32; `fp32` and `bf16` as they say."
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" or (precision == "auto" and native):
         return torch.autocast(device.type, dtype=torch.bfloat16)
