@@ -37,7 +37,7 @@ from .trainer import TrainingSetup
 
 logger = logging.getLogger("criteria_hpo")
 
-# %% ../nbs/45_study.ipynb #272c2087
+# %% ../nbs/45_study.ipynb #f9345423
 def study_identity(cfg: Config, data: Data) -> dict[str, Any]:
     "All that decides a study's numbers, as plain JSON values."
     return {**identity(cfg), "hashes": data.hashes}
@@ -46,7 +46,8 @@ def study_identity(cfg: Config, data: Data) -> dict[str, Any]:
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     "The first dotted setting in which two nested dictionaries differ, as `path: old -> new`."
     if isinstance(old, dict) and isinstance(new, dict):
-        changes = (first_difference(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in sorted({*old, *new}))
+        keys = sorted({*old, *new}, key=lambda k: (k == "hashes", k))  # a setting explains a hash, not the other way round
+        changes = (first_difference(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys)
         return next((c for c in changes if c), None)
     return None if old == new else f"{path}: {old} -> {new}"
 
