@@ -178,7 +178,7 @@ class StudyRun:
         "The training setup of this study."
         return study_setup(self.cfg, self.data, self.study)
 
-# %% ../nbs/45_study.ipynb #e588487d
+# %% ../nbs/45_study.ipynb #097ef5aa
 @contextmanager
 def _log_file(cfg: Config) -> Iterator[None]:
     "Keeps the log of the study in its folder: settings, scores and reasons, no text."
@@ -197,6 +197,7 @@ def _log_file(cfg: Config) -> Iterator[None]:
 
 def run_hpo_worker(cfg: Config, data: Data | None = None) -> StudyRun:
     "One process of a study: opens it and works until no slot is free."
+    parse_space(cfg.hpo.search_space)  # a mistake in the space is told before anything is read or written
     with _log_file(cfg):
         data = data or load_data(cfg)
         run = StudyRun(cfg, data, open_study(cfg, data))
