@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Data', 'load_data', 'physical_batch_size', 'seed_everything', 'make_setup', 'refit_setup']
 
-# %% ../nbs/34_prepare.ipynb #67f27234
+# %% ../nbs/34_prepare.ipynb #81f03582
 import functools
 import logging
 import random
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .batching import collate, tokenise
+from .batching import tokenise
 from .classifier import BERTClassifier
-from .config import Config, HParams
+from .config import Config
 from .corpora import load_corpus
 from .encoders import load_tokenizer
 from .folds import Fold, choose_rows, folds_hash, make_folds, split_test
