@@ -1,21 +1,38 @@
 # criteria_hpo: `make help` lists what there is to do. Everything runs in .venv, which `make` builds when it is needed.
 
 # Only the command line sets these: an environment that happens to have DATA or MODEL must not change a study.
-FROM_COMMAND_LINE := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
+FROM_COMMAND_LINE := STUDY DATA DATA_PATH MODEL MODEL_NAME N_TRIALS PRESET OVERRIDES PARAMS AUG
 $(foreach v,$(FROM_COMMAND_LINE),$(if $(findstring environment,$(origin $(v))),$(eval $(v) :=)))
 
-PARAMS      := $(if $(PARAMS),$(PARAMS),studies/params/full.yaml)
 # The Python that .venv is made from; empty: the first of python3, python3.13, ... that is 3.11 or newer.
 PYTHON      ?=
 # An extra package index to look for torch in, such as one that has CPU wheels or those of another CUDA version.
 TORCH_INDEX ?=
-# Recipes read the values from their environment, so that spaces and quotes in them do no harm.
-export PYTHON TORCH_INDEX $(FROM_COMMAND_LINE)
+# Values are taken as they were typed (make would take the $b of a folder a$b for a variable of its own), and recipes read
+# them from their environment, so that spaces, quotes and dollars in them do no harm.
+TYPED := PYTHON TORCH_INDEX $(FROM_COMMAND_LINE)
+$(foreach v,$(TYPED),$(eval override $(v) := $$(value $(v))))
+override PARAMS := $(if $(PARAMS),$(PARAMS),studies/params/full.yaml)
+export $(TYPED)
 
 TORCH := 2.13.0
 STAMP := .venv/.installed
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip -qq --disable-pip-version-check install -c constraints.txt
+
+BY_HAND := nbs studies/*.ipynb tests tools setup.py
+
+# $(call shell_word,VALUE): VALUE as one word of a shell command, in quotes only where it needs them.
+HARMLESS := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
+            0 1 2 3 4 5 6 7 8 9 . , _ - / : = @ +
+without    = $(if $1,$(call without,$(wordlist 2,99,$1),$(subst $(firstword $1),,$2)),$2)
+shell_word = $(if $(call without,$(HARMLESS),$1),'$(subst ','\'',$1)',$1)
+
+# $(call deberta,NAME,AUGMENTED,MODEL_NAME): the words of the search NAME of a DeBERTa-v3; no MODEL_NAME: that of model=deberta_nli.
+deberta = n_trials=$(call shell_word,$(or $(N_TRIALS),2000)) model=deberta_nli \
+$(if $3,model.model_name=$(call shell_word,$3) )experiment_name=deberta_v3_$1 hpo.study_name=pc_ce_debv3_$1 \
+augmentation.enable=$2 hpo.search_space.aug_enable.choices=[$2] training.num_epochs=100 \
+training.early_stopping_patience=20$(if $(OVERRIDES), overrides=$(call shell_word,$(OVERRIDES)))
 
 # A virtual environment does not survive being moved: the stamp says where it was made.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(shell pwd -P))
@@ -23,15 +40,20 @@ MOVED := moved
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo hpo hpo_status lab test test-slow test-cuda readme export clean-outputs study-name moved
+.PHONY: help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug hpo_deberta_nli_noaug \
+	hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab lint format test test-slow test-cuda readme export clean-outputs study-name moved
 .NOTPARALLEL:
 
 ##@ Running
-demo: venv ## search hyperparameters on the demo corpus (10 trials, minutes); results in studies/demo/
-	@$(PY) -m criteria_hpo.notebooks --study demo --params studies/params/demo.yaml
+demo: assets ## search hyperparameters on the demo corpus (10 trials, minutes); results in studies/demo/ [AUG=1: with augmentation]
+	@case "$$AUG" in ''|0) name=demo ;; 1) name=demo_aug ;; \
+	  *) echo "AUG=1 searches with augmentation too, AUG=0 does not; there is no other AUG" >&2; exit 2 ;; esac; \
+	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml
 
 hpo: study-name venv ## a real study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
-	@set -- --study "$$STUDY" --params "$$PARAMS"; \
+	@[ -z "$$MODEL_NAME" ] || { \
+	  echo "MODEL_NAME goes with the hpo_deberta targets; here: MODEL=hub OVERRIDES=model.model_name=FOLDER_OR_ID" >&2; exit 2; }; \
+	set -- --study "$$STUDY" --params "$$PARAMS"; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
 	[ -z "$$DATA_PATH" ] || set -- "$$@" "data_path=$$DATA_PATH"; \
@@ -40,20 +62,48 @@ hpo: study-name venv ## a real study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIA
 	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
 	exec $(PY) -m criteria_hpo.notebooks "$$@"
 
+hpo_deberta_base_aug: venv ## 2,000 trials of DeBERTa-v3-base, augmented [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
+	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_aug,true,$(or $(MODEL_NAME),microsoft/deberta-v3-base))
+
+hpo_deberta_base_noaug: venv ## the same without augmentation
+	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_noaug,false,$(or $(MODEL_NAME),microsoft/deberta-v3-base))
+
+hpo_deberta_nli_aug: venv ## the same of the DeBERTa-v3 trained on NLI (model=deberta_nli), augmented
+	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,nli_aug,true,$(MODEL_NAME))
+
+hpo_deberta_nli_noaug: venv ## and that without augmentation
+	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,nli_noaug,false,$(MODEL_NAME))
+
+hpo_deberta_base_nli_aug: hpo_deberta_nli_aug
+hpo_deberta_base_nli_noaug: hpo_deberta_nli_noaug
+
 hpo_status: study-name venv ## how far a study is: STUDY=name
 	@exec $(PY) -m criteria_hpo.cli command=status "hpo.study_name=$$STUDY"
 
-lab: venv ## open JupyterLab on the notebooks
-	@exec $(PY) -m jupyterlab
+lab: venv ## open JupyterLab on the study notebook
+	@exec $(PY) -m jupyterlab studies/hpo.ipynb
 
 ##@ Developing
 venv: $(STAMP) ## make .venv and install everything, pinned [PYTHON= TORCH_INDEX=]
 
-test: venv ## everything CI runs: clean and exported, notebooks, README, pytest
+test: assets lint ## everything CI runs: lint, clean and exported, style, notebooks, README, pytest
 	@$(PY) tools/check_clean.py
+	@$(PY) tools/style_budgets.py
 	@$(PY) tools/run_notebooks.py
 	@$(PY) tools/make_readme.py --check
 	@$(PY) -m pytest tests -q
+
+assets: venv ## fetch WordNet and a tagger for augmentation, where the machine has none
+	@$(PY) -m criteria_hpo.cli command=assets
+
+lint: venv ## ruff on everything; black on what is written by hand (nbdev writes criteria_hpo/)
+	@$(PY) -m ruff check .
+	@$(PY) -m black --check $(BY_HAND)
+
+format: venv ## mend what ruff and black can mend, export, write README.md
+	@$(PY) -m ruff check --fix $(BY_HAND)
+	@$(PY) -m black --quiet $(BY_HAND)
+	@$(MAKE) --no-print-directory export readme
 
 test-slow: venv ## what takes minutes: cells flagged slow, tests marked slow
 	@$(PY) tools/run_notebooks.py --flags slow --timeout 3600
@@ -76,7 +126,7 @@ clean-outputs: venv ## empty the outputs of nbs/*.ipynb and studies/*.ipynb
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	/^[a-z_-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	/^[a-z_-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
 	@echo
 
 study-name:

@@ -24,7 +24,7 @@ cfg = config["DEFAULT"]
 min_python = cfg["min_python"]
 if min_python not in PYTHONS:
     sys.exit(f"settings.ini: min_python = {min_python} is not in setup.py's list of Python versions {PYTHONS}")
-pythons = PYTHONS[PYTHONS.index(min_python):]
+pythons = PYTHONS[PYTHONS.index(min_python) :]
 
 readme = HERE / "README.md"
 lib = cfg["lib_path"]

@@ -6,10 +6,9 @@
 __all__ = ['logger', 'PREDICTIONS', 'REFIT_SLOT', 'Predictions', 'TABLE_METRICS', 'refit_best', 'test_predictions', 'test_scores',
            'test_table', 'against_words', 'verdict', 'evaluate_best']
 
-# %% ../nbs/53_evaluate.ipynb #24585837
+# %% ../nbs/53_evaluate.ipynb #350bf3b6
 import json
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,18 @@ import pandas as pd
 
 from .baselines import constant_baseline, tfidf_baseline
 from .config import study_dir
+from .epoch import Diverged, fold_seed, predict
+from .errors import StudyError
+from .files import write_whole
 from .metrics import best_threshold, group_bootstrap, paired_difference
 from .prepare import refit_setup
 from .search_space import hparams_of
 from .study import StudyRun
-from .trainer import fold_seed, predict, run_single_fold
+from .trainer import run_single_fold, with_sizes
 
 logger = logging.getLogger("criteria_hpo")
 
-# %% ../nbs/53_evaluate.ipynb #1db91196
+# %% ../nbs/53_evaluate.ipynb #2bf0480b
 PREDICTIONS = "test_predictions.json"
 REFIT_SLOT = 2**31  # no trial has this slot, so the refit's seed is its own
 Predictions = dict[str, tuple[np.ndarray, float]]
@@ -40,24 +42,32 @@ def refit_best(run: StudyRun) -> tuple[np.ndarray, float]:
     logger.info("Refitting trial %d on all dev posts", best.number)
     setup, fold = refit_setup(run.cfg, run.data, run.setup())
     hparams = hparams_of(best.params, run.cfg.hpo.default_setting)
-    probs = run_single_fold(setup, hparams, fold, fold_seed(run.cfg.seed, REFIT_SLOT, 1)).probs
+    try:
+        result = run_single_fold(setup, hparams, fold, fold_seed(run.cfg.seed, REFIT_SLOT, 1))
+    except Diverged as err:
+        raise StudyError(
+            f"study '{run.study.study_name}': trial {best.number}, the best, diverged when refitted on all dev posts ({err}); "
+            f"its scores are luck: search again with a lower learning_rate.high, or fp32 in place of fp16"
+        ) from None
     if run.cfg.hpo.metric == "f1":
-        return probs, 0.5
-    return probs, best_threshold(setup.tokens.labels[fold.inner], predict(setup, fold.inner)[0])
+        return result.probs, 0.5
+    inner, _ = predict(with_sizes(setup, *result.fits), fold.inner)
+    return result.probs, best_threshold(setup.tokens.labels[fold.inner], inner)
 
 # %% ../nbs/53_evaluate.ipynb #4c7d405e
 def _train_all(run: StudyRun) -> Predictions:
     "Probabilities and threshold of every model on the test pairs."
-    words = tfidf_baseline(run.data.dev, run.data.test, seed=run.cfg.seed)
-    constants = [constant_baseline(len(run.data.test), positive) for positive in (True, False)]
-    return {"encoder": refit_best(run)} | {b.name: (b.probs, b.threshold) for b in (words, *constants)}
+    dev, test = run.data.dev, run.data.test
+    words = [tfidf_baseline(dev, test, seed=run.cfg.seed, shared=shared) for shared in (False, True)]
+    constants = [constant_baseline(len(test), positive) for positive in (True, False)]
+    return {"encoder": refit_best(run)} | {b.name: (b.probs, b.threshold) for b in (*words, *constants)}
 
 
 def _key(run: StudyRun) -> dict[str, Any]:
     "What the kept predictions belong to."
     return {"identity": run.study.user_attrs["identity"], "trial": run.study.best_trial.number}
 
-# %% ../nbs/53_evaluate.ipynb #684029c9
+# %% ../nbs/53_evaluate.ipynb #61b13c81
 def test_predictions(run: StudyRun) -> Predictions:
     "Every model's probabilities and threshold on the test pairs: kept ones if they belong to this best trial, else trained."
     path = study_dir(run.cfg) / PREDICTIONS
@@ -70,9 +80,7 @@ def test_predictions(run: StudyRun) -> Predictions:
     found = _train_all(run)
     models = {name: {"threshold": float(t), "probs": p.tolist()} for name, (p, t) in found.items()}
     ids = run.data.test[["post_id", "criterion_id", "label"]].to_dict("list")
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({"key": _key(run), "pairs": ids, "models": models}), encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps({"key": _key(run), "pairs": ids, "models": models}))
     return found
 
 # %% ../nbs/53_evaluate.ipynb #b28391ef
@@ -82,8 +90,12 @@ TABLE_METRICS = {"f1": "F1", "average_precision": "average precision", "mcc": "M
 def test_scores(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
     "Long form: model, metric, estimate, low, high on the test pairs."
     test = run.data.test
-    parts = [group_bootstrap(test.group_id.to_numpy(), test.label.to_numpy(), predictions, metric, seed=run.cfg.seed)
-             .reset_index().assign(metric=metric) for metric in TABLE_METRICS]
+    parts = [
+        group_bootstrap(test.group_id.to_numpy(), test.label.to_numpy(), predictions, metric, seed=run.cfg.seed)
+        .reset_index()
+        .assign(metric=metric)
+        for metric in TABLE_METRICS
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -95,23 +107,30 @@ def test_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/53_evaluate.ipynb #5563014b
 def against_words(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
-    "Encoder minus TF-IDF per metric: difference, 95 % interval, share of resamples in which the encoder is ahead."
-    test, words = run.data.test, next(m for m in predictions if m.lower().startswith("tf"))
-    rows = {title: paired_difference(test.group_id.to_numpy(), test.label.to_numpy(), predictions["encoder"], predictions[words],
-                                     metric, seed=run.cfg.seed) for metric, title in TABLE_METRICS.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("encoder minus TF-IDF")
+    "Encoder minus each TF-IDF per metric: difference, 95 % interval, share of resamples in which the encoder is ahead."
+    groups, labels = run.data.test.group_id.to_numpy(), run.data.test.label.to_numpy()
+    rows = {
+        (title, words.split(" + ")[0]): paired_difference(
+            groups, labels, predictions["encoder"], predictions[words], metric, seed=run.cfg.seed
+        )
+        for words in (name for name in predictions if name.startswith("TF-IDF"))
+        for metric, title in TABLE_METRICS.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["metric", "encoder minus"])
 
 
-def verdict(difference: pd.Series, metric: str) -> str:
+def verdict(difference: pd.Series, metric: str, words: str) -> str:
     "One sentence for one row of `against_words`."
     d, low, high = difference["difference"], difference["low"], difference["high"]
     said = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
-    return f"On {metric} the encoder {said} TF-IDF: {d:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]."
+    return f"On {metric} the encoder {said} {words}: {d:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]."
 
-# %% ../nbs/53_evaluate.ipynb #256a26ae
+# %% ../nbs/53_evaluate.ipynb #58484a7a
 def evaluate_best(run: StudyRun) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    "The test table, the paired differences, and a sentence for each metric."
+    "The test table, the paired differences, and a sentence for each of them."
+    if run.data.test.empty:
+        return pd.DataFrame(), pd.DataFrame(), ["No test split was cut (data.test_fraction=0): there is no score here to quote."]
     predictions = test_predictions(run)
     differences = against_words(run, predictions)
-    sentences = [verdict(differences.loc[title], title) for title in TABLE_METRICS.values()]
+    sentences = [verdict(row, *metric_and_words) for metric_and_words, row in differences.iterrows()]
     return test_table(test_scores(run, predictions)), differences.round(3), sentences

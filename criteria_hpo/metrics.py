@@ -18,18 +18,21 @@ from .errors import ConfigError, DataError, did_you_mean
 
 # %% ../nbs/31_metrics.ipynb #de9f5dc5
 def check_scores(
-    labels: np.ndarray, # 0 or 1, shape (n,)
-    probs: np.ndarray, # in [0, 1], shape (n,)
-) -> tuple[np.ndarray, np.ndarray]: # labels as bool, probs as float64
+    labels: np.ndarray,  # 0 or 1, shape (n,)
+    probs: np.ndarray,  # in [0, 1], shape (n,)
+) -> tuple[np.ndarray, np.ndarray]:  # labels as bool, probs as float64
     "The two arrays, ready to be scored; `DataError` when they cannot be."
     labels, probs = np.asarray(labels), np.asarray(probs, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != probs.shape:
         raise DataError(f"labels of shape {labels.shape} and probs of shape {probs.shape}: pass one of each per pair")
-    if len(labels) == 0: raise DataError("no pair to score: labels and probs are empty")
-    if not np.isin(labels, (0, 1)).all(): raise DataError("labels hold something other than 0 and 1")
+    if len(labels) == 0:
+        raise DataError("no pair to score: labels and probs are empty")
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError("labels hold something other than 0 and 1")
     if missing := np.isnan(probs).sum():
         raise DataError(f"{missing} of {len(probs)} probs are NaN: training diverged; lower the learning rate")
-    if probs.min() < 0 or probs.max() > 1: raise DataError("probs outside [0, 1]: pass sigmoid(logits), not logits")
+    if probs.min() < 0 or probs.max() > 1:
+        raise DataError("probs outside [0, 1]: pass sigmoid(logits), not logits")
     return labels.astype(bool), probs
 
 # %% ../nbs/31_metrics.ipynb #db455e69
@@ -61,22 +64,28 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"f1": f1, "aver
 
 
 def score_all(
-    labels: np.ndarray, # 0 or 1, shape (n,)
-    probs: np.ndarray, # in [0, 1], shape (n,)
-    threshold: float = 0.5, # of the scores that need a decision
-) -> dict[str, float]: # f1, average_precision, mcc, precision, recall, roc_auc
+    labels: np.ndarray,  # 0 or 1, shape (n,)
+    probs: np.ndarray,  # in [0, 1], shape (n,)
+    threshold: float = 0.5,  # of the scores that need a decision
+) -> dict[str, float]:  # f1, average_precision, mcc, precision, recall, roc_auc
     "Every score of one prediction; NaN where a score is not defined."
     y, p = check_scores(labels, probs)
     decided = p >= threshold
-    return {"f1": f1(y, p, threshold), "average_precision": average_precision(y, p), "mcc": matthews(y, p, threshold),
-            "precision": float(skm.precision_score(y, decided, zero_division=0.0)),
-            "recall": float(skm.recall_score(y, decided, zero_division=0.0)), "roc_auc": roc_auc(y, p)}
+    return {
+        "f1": f1(y, p, threshold),
+        "average_precision": average_precision(y, p),
+        "mcc": matthews(y, p, threshold),
+        "precision": float(skm.precision_score(y, decided, zero_division=0.0)),
+        "recall": float(skm.recall_score(y, decided, zero_division=0.0)),
+        "roc_auc": roc_auc(y, p),
+    }
 
 # %% ../nbs/31_metrics.ipynb #736f4c69
 def best_threshold(labels: np.ndarray, probs: np.ndarray) -> float:
     "The observed probability at which F1 is highest (the highest of equals); 0.5 when no label is positive."
     labels, probs = check_scores(labels, probs)
-    if not labels.any(): return 0.5
+    if not labels.any():
+        return 0.5
     order = np.argsort(-probs, kind="stable")
     found, cut = np.cumsum(labels[order]), np.append(np.diff(probs[order]) != 0, True)
     scores = 2 * found / (np.arange(1, len(probs) + 1) + labels.sum())
@@ -84,22 +93,24 @@ def best_threshold(labels: np.ndarray, probs: np.ndarray) -> float:
 
 # %% ../nbs/31_metrics.ipynb #f143b5b3
 def group_weights(
-    n_groups: int, # how many distinct groups there are
-    n_resamples: int, # how many bootstrap resamples to draw
-    seed: int, # of the draw
-) -> np.ndarray: # float64 (n_resamples, n_groups): how often each group was drawn
+    n_groups: int,  # how many distinct groups there are
+    n_resamples: int,  # how many bootstrap resamples to draw
+    seed: int,  # of the draw
+) -> np.ndarray:  # float64 (n_resamples, n_groups): how often each group was drawn
     "Bootstrap draws of groups: every row is one resample with replacement and sums to `n_groups`."
-    if n_groups < 2: raise DataError("a bootstrap over groups needs at least two groups")
-    if n_resamples < 1: raise ConfigError(f"n_resamples is {n_resamples}: ask for at least 1, better 2000")
+    if n_groups < 2:
+        raise DataError("a bootstrap over groups needs at least two groups")
+    if n_resamples < 1:
+        raise ConfigError(f"n_resamples is {n_resamples}: ask for at least 1, better 2000")
     draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
     return draws.astype(np.float64)
 
 # %% ../nbs/31_metrics.ipynb #12ff6826
 def confusion_by_group(
-    rows: np.ndarray, # group number of each pair, shape (n,)
-    labels: np.ndarray, # bool, shape (n,)
-    decided: np.ndarray, # bool, shape (n,)
-) -> np.ndarray: # float64 (n_groups, 4)
+    rows: np.ndarray,  # group number of each pair, shape (n,)
+    labels: np.ndarray,  # bool, shape (n,)
+    decided: np.ndarray,  # bool, shape (n,)
+) -> np.ndarray:  # float64 (n_groups, 4)
     "True positives, false positives, false negatives and true negatives of each group."
     cells = (labels & decided, ~labels & decided, labels & ~decided, ~labels & ~decided)
     return np.stack([np.bincount(rows, weights=cell, minlength=rows.max() + 1) for cell in cells], axis=1)
@@ -119,11 +130,11 @@ def mcc_of_counts(counts: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/31_metrics.ipynb #e90deda5
 def weighted_average_precision(
-    labels: np.ndarray, # bool, shape (n,)
-    probs: np.ndarray, # float64, shape (n,)
-    rows: np.ndarray, # group number of each pair, shape (n,)
-    weights: np.ndarray, # (n_resamples, n_groups), as `group_weights` gives them
-) -> np.ndarray: # (n_resamples,); NaN where a resample holds no positive
+    labels: np.ndarray,  # bool, shape (n,)
+    probs: np.ndarray,  # float64, shape (n,)
+    rows: np.ndarray,  # group number of each pair, shape (n,)
+    weights: np.ndarray,  # (n_resamples, n_groups), as `group_weights` gives them
+) -> np.ndarray:  # (n_resamples,); NaN where a resample holds no positive
     "Average precision of every resample, equal to scikit-learn's with `sample_weight`."
     order = np.argsort(-probs, kind="stable")
     labels, rows = labels[order], rows[order]
@@ -142,18 +153,20 @@ BOOTSTRAPPED = ("f1", "average_precision", "mcc")
 
 
 def resampled_scores(
-    rows: np.ndarray, # group number of each pair, shape (n,)
-    labels: np.ndarray, # 0 or 1, shape (n,)
-    prediction: tuple[np.ndarray, float], # probs of shape (n,), and the threshold
-    metric: str, # one of `BOOTSTRAPPED`
-    weights: np.ndarray, # (n_resamples, n_groups)
-) -> np.ndarray: # (n_resamples,)
+    rows: np.ndarray,  # group number of each pair, shape (n,)
+    labels: np.ndarray,  # 0 or 1, shape (n,)
+    prediction: tuple[np.ndarray, float],  # probs of shape (n,), and the threshold
+    metric: str,  # one of `BOOTSTRAPPED`
+    weights: np.ndarray,  # (n_resamples, n_groups)
+) -> np.ndarray:  # (n_resamples,)
     "The metric of one prediction under each row of `weights`."
     if metric not in BOOTSTRAPPED:
-        raise ConfigError(f"metric '{metric}' is unknown{did_you_mean(metric, BOOTSTRAPPED)}: "
-                          f"take one of {', '.join(BOOTSTRAPPED)}")
+        raise ConfigError(
+            f"metric '{metric}' is unknown{did_you_mean(metric, BOOTSTRAPPED)}: " f"take one of {', '.join(BOOTSTRAPPED)}"
+        )
     labels, probs = check_scores(labels, prediction[0])
-    if metric == "average_precision": return weighted_average_precision(labels, probs, rows, weights)
+    if metric == "average_precision":
+        return weighted_average_precision(labels, probs, rows, weights)
     counts = weights @ confusion_by_group(rows, labels, probs >= prediction[1])
     return f1_of_counts(counts) if metric == "f1" else mcc_of_counts(counts)
 
@@ -161,18 +174,19 @@ def resampled_scores(
 def _group_numbers(groups: np.ndarray, n: int) -> tuple[np.ndarray, int]:
     "Number of each pair's group among the sorted group names, and how many groups there are."
     names, rows = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    if len(rows) != n: raise DataError(f"{len(rows)} groups for {n} labels: pass one group per pair")
+    if len(rows) != n:
+        raise DataError(f"{len(rows)} groups for {n} labels: pass one group per pair")
     return rows, len(names)
 
 
 def group_bootstrap(
-    groups: np.ndarray, # group_id of each pair, shape (n,)
-    labels: np.ndarray, # 0 or 1, shape (n,)
-    predictions: dict[str, tuple[np.ndarray, float]], # model name: (probs of shape (n,), threshold)
-    metric: str, # f1, average_precision or mcc
-    n_resamples: int = 2000, # bootstrap resamples
-    seed: int = 0, # of the resamples
-) -> pd.DataFrame: # index model; columns estimate, low, high
+    groups: np.ndarray,  # group_id of each pair, shape (n,)
+    labels: np.ndarray,  # 0 or 1, shape (n,)
+    predictions: dict[str, tuple[np.ndarray, float]],  # model name: (probs of shape (n,), threshold)
+    metric: str,  # f1, average_precision or mcc
+    n_resamples: int = 2000,  # bootstrap resamples
+    seed: int = 0,  # of the resamples
+) -> pd.DataFrame:  # index model; columns estimate, low, high
     "Score of each model with its 95 % percentile interval from resampling whole groups."
     rows, n_groups = _group_numbers(groups, len(labels))
     weights = group_weights(n_groups, n_resamples, seed)
@@ -185,21 +199,27 @@ def group_bootstrap(
 
 # %% ../nbs/31_metrics.ipynb #04a5aa9a
 def paired_difference(
-    groups: np.ndarray, # group_id of each pair, shape (n,)
-    labels: np.ndarray, # 0 or 1, shape (n,)
-    a: tuple[np.ndarray, float], # probs of shape (n,) and threshold of the one model
-    b: tuple[np.ndarray, float], # the same of the other
-    metric: str, # f1, average_precision or mcc
-    n_resamples: int = 2000, # bootstrap resamples
-    seed: int = 0, # of the resamples: equal seeds give the resamples of `group_bootstrap`
-) -> dict[str, float]: # difference, low, high, share_above_zero
+    groups: np.ndarray,  # group_id of each pair, shape (n,)
+    labels: np.ndarray,  # 0 or 1, shape (n,)
+    a: tuple[np.ndarray, float],  # probs of shape (n,) and threshold of the one model
+    b: tuple[np.ndarray, float],  # the same of the other
+    metric: str,  # f1, average_precision or mcc
+    n_resamples: int = 2000,  # bootstrap resamples
+    seed: int = 0,  # of the resamples: equal seeds give the resamples of `group_bootstrap`
+) -> dict[str, float]:  # difference, low, high, share_above_zero
     "Score of `a` minus score of `b`, its 95 % percentile interval, and the share of resamples in which `a` is ahead."
     rows, n_groups = _group_numbers(groups, len(labels))
+
     def gap(weights: np.ndarray) -> np.ndarray:
         one, other = (resampled_scores(rows, labels, prediction, metric, weights) for prediction in (a, b))
         return one - other
+
     gaps = gap(group_weights(n_groups, n_resamples, seed))
     gaps = gaps[~np.isnan(gaps)]
     low, high = np.percentile(gaps, [2.5, 97.5]) if len(gaps) else (np.nan, np.nan)
-    return {"difference": float(gap(np.ones((1, n_groups)))[0]), "low": float(low), "high": float(high),
-            "share_above_zero": float(np.mean(gaps > 0)) if len(gaps) else float("nan")}
+    return {
+        "difference": float(gap(np.ones((1, n_groups)))[0]),
+        "low": float(low),
+        "high": float(high),
+        "share_above_zero": float(np.mean(gaps > 0)) if len(gaps) else float("nan"),
+    }

@@ -5,101 +5,157 @@
 # %% auto #0
 __all__ = ['config_from_parameters', 'template_parameters', 'read_parameters', 'execute', 'run_study_notebook', 'main']
 
-# %% ../nbs/60_notebooks.ipynb #023db0e1
+# %% ../nbs/60_notebooks.ipynb #0fa4094d
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+import psutil
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from . import errors
-from .config import Config, load_config, storage_url, studies_root, study_dir
+from .config import Config, load_config, make_study_dir, storage_url, studies_root
+from .dataset import load_data
 from .errors import ConfigError, StudyError, did_you_mean, guarded
+from .overrides import refuse_password, safe_url
+from .processes import Interrupted, stoppable
 from .progress import progress_bar
 
-# %% ../nbs/60_notebooks.ipynb #01452ba8
-def config_from_parameters(study: str, preset: str, data: str, data_path: str, model: str, n_trials: int | None,
-                           seed: int, overrides: str | Sequence[str]) -> Config:
+# %% ../nbs/60_notebooks.ipynb #0f300d12
+def config_from_parameters(
+    study: str,
+    preset: str,
+    data: str,
+    data_path: str,
+    model: str,
+    n_trials: int | None,
+    seed: int,
+    overrides: str | Sequence[str],
+) -> Config:
     "The configuration of a study notebook; `overrides` are further Hydra overrides, as a list or as in a shell."
-    extra = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        extra = shlex.split(overrides) if isinstance(overrides, str) else overrides or []
+    except ValueError as err:
+        raise ConfigError(f"overrides={safe_url(overrides)}: cannot be split into words ({err}); close the quote") from None
+    if not (isinstance(extra, list | tuple) and all(isinstance(word, str) for word in extra)):
+        raise ConfigError(
+            f"overrides is a {type(overrides).__name__}; write it as a text of words setting=value, or as a list of them"
+        )
     chosen = [f"preset={preset}", f"data={data}", f"model={model}", f"hpo.study_name={study}", f"seed={seed}"]
     chosen += [f"data.path={data_path}"] if data_path else []
     chosen += [f"n_trials={n_trials}"] if n_trials else []
-    return load_config(chosen + extra)
+    return load_config([*chosen, *extra])
 
-# %% ../nbs/60_notebooks.ipynb #79a23caf
+# %% ../nbs/60_notebooks.ipynb #692c7ce8
 def template_parameters(template: str | Path) -> dict[str, Any]:
     "Names and defaults of the template's one `parameters` cell; a `StudyError` when there is not exactly one."
-    path = Path(template)
+    path = Path(os.path.expanduser(template))
     if not path.is_file():
         raise StudyError(f"{path}: no such notebook; run from the checkout, or name one with --template")
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    except (OSError, ValueError, AttributeError, LookupError, TypeError, nbformat.ValidationError):
+        raise StudyError(f"{path}: not a notebook that can be read; name an .ipynb file with --template") from None
     if len(cells) != 1:
         raise StudyError(f"{path}: {len(cells)} cells are tagged 'parameters'; tag exactly one")
     return {name: yaml.safe_load(p["default"]) for name, p in papermill.inspect_notebook(str(path)).items()}
 
-# %% ../nbs/60_notebooks.ipynb #f4c08129
+# %% ../nbs/60_notebooks.ipynb #9f82c6c5
+def _read_yaml(params_file: str | Path) -> dict[str, Any]:
+    "The parameters of a YAML file of `name: value` lines."
+    path = Path(os.path.expanduser(params_file))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise ConfigError(f"{path}: cannot read the parameters ({type(err).__name__}); give a YAML file") from None
+    if not isinstance(values or {}, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, not parameters; write one `name: value` a line")
+    return values or {}
+
+# %% ../nbs/60_notebooks.ipynb #e7608982
 def read_parameters(known: dict[str, Any], params_file: str | Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    "Values from a YAML file, then `name=value` words over them; only names that the template knows."
-    values: dict[str, Any] = {}
-    if params_file:
-        try:
-            values = yaml.safe_load(Path(params_file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as err:
-            raise ConfigError(f"{params_file}: cannot read the parameters ({type(err).__name__}); give a YAML file") from None
+    "Values from a YAML file, then `name=value` words over them; only names that the template knows, and no password."
+    values = _read_yaml(params_file) if params_file else {}
     for word in assignments:
         name, eq, value = word.partition("=")
         if not eq:
-            raise ConfigError(f"'{word}' is no name=value")
-        values[name] = value if isinstance(known.get(name), str) else yaml.safe_load(value)
-    for name in values:
+            raise ConfigError(f"'{safe_url(word)}' is no name=value")
+        try:
+            values[name] = value if isinstance(known.get(name), str) else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{safe_url(word)}: the value is no YAML; mend its brackets and quotes") from None
+    for name, value in values.items():
+        refuse_password(name, str(value))
         if name not in known:
             raise ConfigError(f"unknown parameter {name}{did_you_mean(name, known)}; there are {', '.join(known)}")
     return values
 
 # %% ../nbs/60_notebooks.ipynb #e509b5e4
-def _explain(err: PapermillExecutionError, output: Path) -> Exception:
-    "The user's mistake that stopped the notebook, or a line that says where the traceback is."
+def _explain(err: PapermillExecutionError, output: Path) -> BaseException:
+    "The user's mistake that stopped the notebook, his wish to stop it, or a line that says where the traceback is."
+    if err.ename in ("Interrupted", "KeyboardInterrupt"):
+        return Interrupted("stopped")
     kind = getattr(errors, err.ename, None)
     if isinstance(kind, type) and issubclass(kind, errors.UserError):
         return kind(err.evalue)
-    return RuntimeError(f"{output}: cell {err.cell_index} stopped with {err.ename}; open the notebook to see where. "
-                        f"Finished folds are kept: the same command goes on")
+    return RuntimeError(
+        f"{output}: cell {err.cell_index} stopped with {err.ename}; open the notebook to see where. "
+        f"Finished folds are kept: the same command goes on"
+    )
 
 # %% ../nbs/60_notebooks.ipynb #fa9bec08
+def _interrupt_kernels() -> None:
+    "Passes Ctrl-C on to the kernels that this process has started; the terminal does not, they are in sessions of their own."
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ipykernel_launcher" in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGINT)
+
+
 def execute(template: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
     "Runs the template with `parameters` and leaves the executed notebook at `output`."
     quiet = {"CRITERIA_HPO_PROGRESS": "0", "TQDM_DISABLE": "1"}
+    quiet["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other
     before = {k: os.environ.get(k) for k in quiet}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(quiet)
     try:
-        papermill.execute_notebook(str(template), str(output), parameters, progress_bar=False, kernel_name="python3")
+        with stoppable("the running fold is finished, then the notebook stops; once more to stop now", _interrupt_kernels):
+            papermill.execute_notebook(str(template), str(output), parameters, progress_bar=False, kernel_name="python3")
     except PapermillExecutionError as err:
         raise _explain(err, Path(output)) from None
+    except OSError as err:
+        raise StudyError(f"{output}: cannot be written ({err.strerror}); free some space: finished folds are kept") from None
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
     return Path(output)
 
-# %% ../nbs/60_notebooks.ipynb #1035343f
+# %% ../nbs/60_notebooks.ipynb #3d4da5b9
 def run_study_notebook(study: str, params_file: str | None, assignments: Sequence[str], template: str | None = None) -> Path:
     "Runs a study notebook into the study's folder, with a progress bar; the executed notebook."
-    source = Path(template) if template else studies_root() / "hpo.ipynb"
+    source = Path(os.path.expanduser(template)) if template else studies_root() / "hpo.ipynb"
     known = template_parameters(source)
     given = read_parameters(known, params_file, assignments) | {"study": study}
     cfg = config_from_parameters(**{**known, **given})
-    output = study_dir(cfg) / source.name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Study {study}: {cfg.n_trials} trials of {cfg.data.n_folds} folds -> {output.parent}", file=sys.stderr)
-    with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.data.n_folds, every=2.0):
+    load_data(cfg)
+    if cfg.augmentation.enable:
+        from criteria_hpo.study import make_variants_apart  # brings torch
+
+        make_variants_apart(cfg)  # here their bar is seen
+    output = make_study_dir(cfg) / source.name
+    print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
+    with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0):
         execute(source, output, given)
     print(f"Done: {output} (executed notebook), {output.parent / 'plots'}, manifest.json, study.db", file=sys.stderr)
     return output

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINISHED', 'folds_trained', 'seconds_spent', 'trials_table', 'folds_of_study', 'states_table', 'pruning_savings',
-           'best_trial', 'best_table', 'spell_seconds', 'study_summary']
+           'best_trial', 'best_table', 'spell_seconds', 'study_summary', 'variants_summary']
 
 # %% ../nbs/51_report.ipynb #69b40657
 from collections import Counter
@@ -20,8 +20,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def folds_trained(trial: FrozenTrial) -> int:
-    "Number of folds a trial has finished."
-    return len(trial.user_attrs.get("fold_scores", trial.intermediate_values))
+    "Number of folds a trial has finished; what it reported from within a fold is none."
+    return len(trial.user_attrs.get("fold_scores", ()))
 
 
 def seconds_spent(trial: FrozenTrial) -> float:
@@ -32,9 +32,18 @@ def seconds_spent(trial: FrozenTrial) -> float:
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     "One row a finished trial: number, state, value, folds, one column per parameter, prune_reason, seconds."
     trials = study.get_trials(deepcopy=False, states=FINISHED)
-    rows = [{"number": trial.number, "state": trial.state.name, "value": trial.value, "folds": folds_trained(trial),
-             **trial.params, "prune_reason": trial.user_attrs.get("prune_reason", ""), "seconds": seconds_spent(trial)}
-            for trial in trials]
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name,
+            "value": trial.value,
+            "folds": folds_trained(trial),
+            **trial.params,
+            "prune_reason": trial.user_attrs.get("prune_reason", ""),
+            "seconds": seconds_spent(trial),
+        }
+        for trial in trials
+    ]
     first, last = ["number", "state", "value", "folds"], ["prune_reason", "seconds"]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     return pd.DataFrame(rows, columns=[*first, *names, *last])
@@ -52,16 +61,23 @@ def _folds_unpruned(trial: FrozenTrial, n_folds: int) -> int:
     stopped = trial.state == TrialState.PRUNED and trial.user_attrs.get("prune_reason") != "diverged"
     return n_folds if stopped else folds_trained(trial)
 
-
+# %% ../nbs/51_report.ipynb #91012a33
 def states_table(
-    study: optuna.Study, # in any state
-    n_folds: int | None = None, # folds of a whole trial; read off the study when not given
-) -> pd.DataFrame: # index state, with a last row "all"; trials, folds_trained, folds_without_pruning, seconds
+    study: optuna.Study,  # in any state
+    n_folds: int | None = None,  # folds of a whole trial; read off the study when not given
+) -> pd.DataFrame:  # index state, with a last row "all"; trials, folds_trained, folds_without_pruning, seconds
     "Trials by state, what they cost, and what they would have cost without pruning."
     n_folds = n_folds or folds_of_study(study)
-    rows = [{"state": trial.state.name, "trials": 1, "folds_trained": folds_trained(trial),
-             "folds_without_pruning": _folds_unpruned(trial, n_folds),
-             "seconds": seconds_spent(trial)} for trial in study.get_trials(deepcopy=False)]
+    rows = [
+        {
+            "state": trial.state.name,
+            "trials": 1,
+            "folds_trained": folds_trained(trial),
+            "folds_without_pruning": _folds_unpruned(trial, n_folds),
+            "seconds": seconds_spent(trial),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
     columns = ["trials", "folds_trained", "folds_without_pruning", "seconds"]
     order = [state.name for state in (*FINISHED, TrialState.RUNNING, TrialState.WAITING)]
     table = pd.DataFrame(rows, columns=["state", *columns]).groupby("state")[columns].sum()
@@ -71,9 +87,9 @@ def states_table(
 
 # %% ../nbs/51_report.ipynb #22a291f1
 def pruning_savings(
-    study: optuna.Study, # in any state
-    n_folds: int | None = None, # folds of a whole trial; read off the study when not given
-) -> dict[str, float]: # trained, without_pruning (both in folds), saved_share (of the latter; 0 without any fold)
+    study: optuna.Study,  # in any state
+    n_folds: int | None = None,  # folds of a whole trial; read off the study when not given
+) -> dict[str, float]:  # trained, without_pruning (both in folds), saved_share (of the latter; 0 without any fold)
     "Folds that were trained, against what no pruning would have cost."
     total = states_table(study, n_folds).loc["all"]
     trained, whole = int(total["folds_trained"]), int(total["folds_without_pruning"])
@@ -100,7 +116,8 @@ def spell_seconds(seconds: float) -> str:
     left, parts = round(seconds), []
     for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
-        if count or parts: parts.append(f"{count} {name}" if count else "")
+        if count or parts:
+            parts.append(f"{count} {name}" if count else "")
     return " ".join(part for part in parts[:2] if part) or "0 s"
 
 
@@ -111,30 +128,40 @@ def _count(number: int, noun: str) -> str:
 def _trials_line(study: optuna.Study) -> str:
     trials = study.get_trials(deepcopy=False)
     by_state = Counter(trial.state.name for trial in trials)
-    reasons = Counter(str(trial.user_attrs.get("prune_reason", "")).split(" at ")[0] for trial in trials
-                      if trial.state == TrialState.PRUNED)
+    reasons = Counter(
+        str(trial.user_attrs.get("prune_reason", "")).split(" at ")[0] for trial in trials if trial.state == TrialState.PRUNED
+    )
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common() if reason)
     parts = [f"{by_state['COMPLETE']:,} complete", f"{by_state['PRUNED']:,} pruned" + (f" ({why})" if why else "")]
-    if by_state["FAIL"]: parts.append(f"{by_state['FAIL']:,} failed")
+    if by_state["FAIL"]:
+        parts.append(f"{by_state['FAIL']:,} failed")
     running = f"; {by_state['RUNNING']:,} still running" if by_state["RUNNING"] else ""
     return f"{_count(sum(by_state[state.name] for state in FINISHED), 'finished trial')}: {', '.join(parts)}{running}."
 
-
+# %% ../nbs/51_report.ipynb #a5f3494a
 def _best_line(study: optuna.Study, best: FrozenTrial) -> str:
     scores = best.user_attrs.get("fold_scores", [])
     spread = f", mean of {_count(len(scores), 'fold')} from {min(scores):.3f} to {max(scores):.3f}" if scores else ""
     line = f"Best: trial {best.number}, {metric_name(study)} {best.value:.4f}{spread}."
     default = study.get_trials(deepcopy=False)[0]
-    gain = best.value - default.value if default.state == TrialState.COMPLETE else None
-    if best.number == 0: return f"{line} These are the defaults: nothing beat them."
-    if gain is None: return f"{line} The defaults (trial 0) have no complete score."
-    return f"{line} The defaults (trial 0) score {default.value:.4f}: a difference of {gain:+.4f}."
+    first = _first_trial(study)
+    if best.number == 0:
+        return f"{line} That is {first}: nothing beat it."
+    if default.state != TrialState.COMPLETE:
+        return f"{line} T{first[1:]} has no complete score."
+    return f"{line} T{first[1:]} scores {default.value:.4f}: a difference of {best.value - default.value:+.4f}."
+
+
+def _first_trial(study: optuna.Study) -> str:
+    "What trial 0 ran: the defaults, or what the search space made of them."
+    changes = study.user_attrs.get("default_changes", [])
+    return f"trial 0 (the defaults{' but for ' * bool(changes)}{'; '.join(changes)})"
 
 # %% ../nbs/51_report.ipynb #f75a1967
 def study_summary(
-    study: optuna.Study, # in any state
-    n_folds: int | None = None, # folds of a whole trial; read off the study when not given
-) -> str: # lines of plain text
+    study: optuna.Study,  # in any state
+    n_folds: int | None = None,  # folds of a whole trial; read off the study when not given
+) -> str:  # lines of plain text
     "What the study found and what it cost; one friendly line when nothing has finished."
     trials = study.get_trials(deepcopy=False)
     if not any(trial.state in FINISHED for trial in trials):
@@ -142,8 +169,20 @@ def study_summary(
     folds, best = pruning_savings(study, n_folds), best_trial(study)
     seconds = sum(seconds_spent(trial) for trial in trials)
     lines = [_trials_line(study), _best_line(study, best) if best else "No trial is complete, so there is no best one."]
-    lines.append(f"Trained {_count(folds['trained'], 'fold')} in {spell_seconds(seconds)}; without pruning it would "
-                 f"have been {folds['without_pruning']:,}: {folds['saved_share']:.0%} saved.")
-    if best: lines.append("The winner of a search is picked for its luck as well: quote its score on the test posts, "
-                          "not this one.")
+    lines.append(
+        f"Trained {_count(folds['trained'], 'fold')} in {spell_seconds(seconds)}; without pruning it would "
+        f"have been {folds['without_pruning']:,}: {folds['saved_share']:.0%} saved."
+    )
+    if best:
+        lines.append("The winner of a search is picked for its luck as well: quote its score on the test posts, " "not this one.")
     return "\n".join(lines)
+
+# %% ../nbs/51_report.ipynb #bad48e88
+def variants_summary(study: optuna.Study) -> str:
+    "A line on the variants of each method that the study has made; one line when it has made none."
+    made = study.user_attrs.get("variants", {})
+    if not made:
+        return "No trial augments."
+    from criteria_hpo.traces import describe_variants  # brings torch, which most reports do without
+
+    return "\n".join(f"{method}: {describe_variants(about)}." for method, about in made.items())

@@ -1,11 +1,56 @@
 """What every test shares."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+PACKAGED = ["setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "constraints.txt"]
+TOLD = pytest.StashKey[dict[str, list[tuple[str, str]]]]()
+
+# Under `make test` every make that a test starts would take itself for a part of that one, say so, and obey its flags.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from an sdist, so that MANIFEST.in is on trial as well."""
+    source = tmp_path_factory.mktemp("source")
+    for name in PACKAGED:
+        if (root / name).exists():
+            shutil.copy(root / name, source)
+    shutil.copytree(root / "criteria_hpo", source / "criteria_hpo", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(source / "dist"), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next((source / "dist").glob("*.whl"))
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    """`tell(table, given, line)` adds a row to a table that is printed at the end of the run."""
+
+    def add(table: str, given: str, line: str) -> None:
+        request.config.stash.setdefault(TOLD, {}).setdefault(table, []).append((given, line))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what users are told for what they gave."""
+    for table, rows in config.stash.get(TOLD, {}).items():
+        terminalreporter.section(f"{table} ({len(rows)})")
+        for given, line in rows:
+            terminalreporter.write_line(given)
+            terminalreporter.write_line(f"    {line}")

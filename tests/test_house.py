@@ -35,15 +35,18 @@ def own_imports(source: str) -> set[str]:
     return {name for name in found if not name.startswith("__")}
 
 
-@pytest.mark.parametrize("source, expected", [
-    ("from .errors import UserError", {"errors"}),
-    ("from . import pairs, folds", {"pairs", "folds"}),
-    ("from criteria_hpo import __version__, pairs", {"pairs"}),
-    ("import criteria_hpo.folds as f, os", {"folds"}),
-    ("from criteria_hpo.vram import probe\nimport torch", {"vram"}),
-    ("def f():\n    from .study import run_hpo", {"study"}),
-    ("from criteria_hpo_extras.study import run_hpo\nfrom os.path import join", set()),
-])
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from .errors import UserError", {"errors"}),
+        ("from . import pairs, folds", {"pairs", "folds"}),
+        ("from criteria_hpo import __version__, pairs", {"pairs"}),
+        ("import criteria_hpo.folds as f, os", {"folds"}),
+        ("from criteria_hpo.vram import probe\nimport torch", {"vram"}),
+        ("def f():\n    from .study import run_hpo", {"study"}),
+        ("from criteria_hpo_extras.study import run_hpo\nfrom os.path import join", set()),
+    ],
+)
 def test_own_imports_are_seen(source: str, expected: set[str]) -> None:
     assert own_imports(source) == expected
 
@@ -82,15 +85,23 @@ def test_module_imports_only_from_lower_rooms(module: Path) -> None:
     assert not upward, f"{ROOMS[module.stem]:02d}_{module.stem} imports from rooms not below it: {upward}"
 
 
-@pytest.mark.parametrize("module, name", [
-    ("vram", "get_gpu_vram_info"),
-    ("vram", "probe_max_batch_size"),
-    ("vram", "calculate_gradient_accumulation"),
-    ("classifier", "BERTClassifier"),
-    ("classifier", "focal_loss"),
-    ("cli", "run_hpo_worker"),
-    ("cli", "run_single_fold"),
-    ("cli", "main"),
-])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("vram", "get_gpu_vram_info"),
+        ("vram", "probe_max_batch_size"),
+        ("vram", "calculate_gradient_accumulation"),
+        ("classifier", "BERTClassifier"),
+        ("classifier", "focal_loss"),
+        ("cli", "run_hpo_worker"),
+        ("cli", "run_single_fold"),
+        ("cli", "main"),
+    ],
+)
 def test_promised_imports_hold(module: str, name: str) -> None:
     assert callable(getattr(importlib.import_module(f"{PACKAGE}.{module}"), name))
+
+
+def test_every_room_is_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(nbs/(\w+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in NOTEBOOKS} <= linked, "no link in nbs/index.ipynb"

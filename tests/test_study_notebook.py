@@ -17,8 +17,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("with a space")
-    arguments = ["--study", "smoke", "--template", os.path.join(ROOT, "studies", "hpo.ipynb"),
-                 f"overrides=studies_dir='{folder}' data.max_groups=20"]
+    arguments = [
+        "--study",
+        "smoke",
+        "--template",
+        os.path.join(ROOT, "studies", "hpo.ipynb"),
+        f"overrides=studies_dir='{folder}' data.max_groups=20",
+    ]
     assert notebooks.main(arguments) == 0
     (folder / "arguments.json").write_text(json.dumps(arguments))
     return folder
@@ -29,8 +34,8 @@ def test_leaves_notebook_plots_manifest_and_database(studies):
     assert {"hpo.ipynb", "plots", "manifest.json", "study.db"} <= {p.name for p in study.iterdir()}
     plots = {p.name for p in (study / "plots").iterdir()}
     assert "plotly.min.js" in plots
-    assert {p for p in plots if p.endswith(".html")} <= {f"{name}.html" for name in PLOTS}
-    assert {"history.html", "history.png", "intermediate_values.png", "edf.png", "timeline.png"} <= plots
+    assert {p for p in plots if p.endswith(".html")} <= {f"{name}.html" for name in [*PLOTS, "data"]}
+    assert {"data.html", "data.png", "history.html", "history.png", "intermediate_values.png", "edf.png", "timeline.png"} <= plots
     manifest = json.loads((study / "manifest.json").read_text())
     assert sum(manifest["trials"].values()) == 2 and manifest["best"]["params"]
     assert {"git_commit", "config_hash", "hashes", "seed", "threads", "packages", "hardware", "start", "end"} <= set(manifest)

@@ -2,20 +2,18 @@
 
 Runs nbdev_clean (on nbs/ and on every template studies/*.ipynb, by name) and nbdev_export, and fails if that changed a
 file: uncommitted edits are no error, an edit that was not exported is. With CI=true in a git checkout, `git status`
-must be empty as well. Notebooks carry no outputs (studies/gallery/ excepted), and every template has exactly one cell
-tagged `parameters`.
+must be empty as well. Notebooks carry no outputs (studies/gallery/ excepted), every template has exactly one cell
+tagged `parameters`, and nbdev skips none of them.
 """
 
 import hashlib
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from nbfiles import GALLERY, ROOT, git, name_of, read, refusal, templates, tracked
+
 WATCHED = ("*.*", "nbs/**/*", "criteria_hpo/**/*", "studies/*.ipynb")
-GALLERY = ROOT / "studies" / "gallery"
 
 
 def fingerprints() -> dict[str, str]:
@@ -23,7 +21,8 @@ def fingerprints() -> dict[str, str]:
     files = {path for pattern in WATCHED for path in ROOT.glob(pattern) if path.is_file()}
     return {
         path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files if "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts
+        for path in files
+        if "__pycache__" not in path.parts and ".ipynb_checkpoints" not in path.parts
     }
 
 
@@ -38,48 +37,27 @@ def clean_and_export() -> None:
     nbdev_export()
 
 
-def templates() -> list[Path]:
-    """The parameterised notebooks of studies/; the folders below it hold executed ones."""
-    return sorted(ROOT.glob("studies/*.ipynb"))
-
-
-def git(*args: str) -> str | None:
-    """Output of a git command, or None outside a checkout."""
-    try:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def tracked_notebooks() -> list[Path]:
-    """Notebooks in git; outside a checkout those of nbs/ and the templates."""
-    listed = git("ls-files", "-z", "*.ipynb") or ""
-    here = {*ROOT.glob("nbs/**/*.ipynb"), *templates(), *(ROOT / name for name in listed.split("\0") if name)}
-    return sorted(path for path in here if path.is_file() and ".ipynb_checkpoints" not in path.parts)
-
-
 def problems_of(path: Path) -> list[str]:
     """What is wrong with one notebook."""
-    name = path.relative_to(ROOT).as_posix()
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        notebook = read(path)
     except (ValueError, KeyError) as error:
-        return [f"{name}: not a notebook ({type(error).__name__}: {error})"]
+        return [f"{name_of(path)}: not a notebook ({type(error).__name__}: {error})"]
     found = []
-    if GALLERY not in path.parents and (full := [i for i, cell in enumerate(cells, 1) if cell.get("outputs")]):
-        found.append(f"{name}: outputs in cell {', '.join(map(str, full))}: run `make clean-outputs`")
-    if path in templates():
-        tagged = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
-        if tagged != 1:
-            found.append(f"{name}: {tagged} cells are tagged `parameters`; a template needs exactly one")
-    return found
+    full = [str(number) for number, cell in enumerate(notebook.cells, 1) if cell.outputs]
+    if full and GALLERY not in path.parents:
+        found.append(f"outputs in cell {', '.join(full)}: run `make clean-outputs`")
+    if path in templates() and (tagged := sum("parameters" in cell.tags for cell in notebook.cells)) != 1:
+        found.append(f"{tagged} cells are tagged `parameters`; a template needs exactly one")
+    if skipped := refusal(notebook):
+        found.append(skipped)
+    return [f"{name_of(path)}: {problem}" for problem in found]
 
 
 def main() -> int:
     """Run every check; 1 if one fails."""
     os.chdir(ROOT)
-    notebooks = tracked_notebooks()
+    notebooks = tracked()
     problems = [problem for path in notebooks for problem in problems_of(path)]
     if not any("not a notebook" in problem for problem in problems):
         before = fingerprints()

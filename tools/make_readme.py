@@ -57,8 +57,11 @@ def main() -> int:
         print(f"{args.readme.name} agrees with {args.notebook.name}")
         return 0
     if args.check:
-        sys.stdout.writelines(difflib.unified_diff(
-            old.splitlines(keepends=True), text.splitlines(keepends=True), args.readme.name, args.notebook.name))
+        sys.stdout.writelines(
+            difflib.unified_diff(
+                old.splitlines(keepends=True), text.splitlines(keepends=True), args.readme.name, args.notebook.name
+            )
+        )
         sys.exit(f"{args.readme.name} disagrees with {args.notebook.name}: run `make readme` and commit both")
     args.readme.write_text(text, encoding="utf-8")
     print(f"{args.readme.name} written from {args.notebook.name}")

@@ -21,24 +21,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from nbfiles import ROOT, name_of, read, refusal, sources, templates
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEMORY_PER_NOTEBOOK_GIB = 3
 HEARTBEAT_SECONDS = 30
-
-
-def refusal(path: Path) -> str:
-    """Why nbdev would run nothing of this notebook while calling it a success, or ''."""
-    from nbdev.frontmatter import FrontmatterProc
-    from nbdev.process import NBProcessor
-
-    nb = NBProcessor(path, procs=FrontmatterProc, process=True).nb
-    language = nb.metadata.get("kernelspec", {}).get("language")
-    if language != "python":
-        return f'metadata.kernelspec.language is {language!r}: write "python", in lower case'
-    if str(getattr(nb, "frontmatter_", {}).get("skip_exec", False)).lower() not in ("false", "0", "no"):
-        return "its front matter has skip_exec: remove it"
-    return ""
 
 
 def run_child(path: Path, flags: str, report: Path) -> None:
@@ -46,7 +33,7 @@ def run_child(path: Path, flags: str, report: Path) -> None:
     from execnb.shell import CaptureShell
     from nbdev.test import nbdev_test
 
-    outcome = {"cells": 0, "error": refusal(path)}
+    outcome = {"cells": 0, "error": refusal(read(path))}
     original = CaptureShell.cell
 
     def counted(shell, cell, *args, **kwargs):
@@ -67,10 +54,7 @@ def run_child(path: Path, flags: str, report: Path) -> None:
 
 def has_flag(path: Path, flags: str) -> bool:
     """Whether a code cell of the notebook carries one of the flags as an nbdev directive."""
-    wanted = {f"#|{flag}" for flag in flags.split()}
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    lines = (line for c in cells if c["cell_type"] == "code" for line in "".join(c["source"]).splitlines())
-    return any(line.replace(" ", "") in wanted for line in lines)
+    return any(cell.directives & set(flags.split()) for cell in read(path).cells)
 
 
 @dataclass
@@ -86,7 +70,7 @@ class Run:
     @property
     def name(self) -> str:
         """The path as a user would type it."""
-        return str(self.path.relative_to(ROOT)) if self.path.is_relative_to(ROOT) else str(self.path)
+        return name_of(self.path)
 
     @property
     def seconds(self) -> float:
@@ -108,7 +92,12 @@ def start(path: Path, flags: str, threads: int, folder: Path) -> Run:
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            command,
+            cwd=ROOT,
+            env=env,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
     return Run(path, process, report, output, time.monotonic())
@@ -165,8 +154,10 @@ def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float
                     running.remove(run)
                     ran, error = verdict(run, limit)
                     cells, progress.done = cells + ran, progress.done + 1
-                    progress.line(f"{'FAIL' if error else 'ok':4} {run.name:40} {run.seconds:6.1f} s {ran:4} cells"
-                                  + (f"  {error}" if error else ""))
+                    progress.line(
+                        f"{'FAIL' if error else 'ok':4} {run.name:40} {run.seconds:6.1f} s {ran:4} cells"
+                        + (f"  {error}" if error else "")
+                    )
                     if error:
                         failures.append(run.name)
                         if output := run.output.read_text(encoding="utf-8", errors="replace").rstrip():
@@ -176,8 +167,10 @@ def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float
         finally:
             for run in running:
                 run.kill()
-    progress.line(f"{len(paths) - len(failures)} of {len(paths)} notebooks passed, {cells} code cells executed, "
-                  f"{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failures)}" if failures else ""))
+    progress.line(
+        f"{len(paths) - len(failures)} of {len(paths)} notebooks passed, {cells} code cells executed, "
+        f"{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failures)}" if failures else "")
+    )
     return len(failures)
 
 
@@ -203,7 +196,7 @@ def main() -> int:
         run_child(args.notebooks[0], args.flags, args.child)
     paths = [path.resolve() for path in args.notebooks]
     if not paths:
-        paths = [*sorted(ROOT.glob("nbs/*.ipynb")), *sorted(ROOT.glob("studies/*.ipynb"))]
+        paths = [*sources(), *templates()]
         if args.flags:
             paths = [path for path in paths if has_flag(path, args.flags)]
             print(f"{len(paths)} notebooks have cells flagged {args.flags}")

@@ -1,0 +1,465 @@
+"""Malformed data through the command line: each one line with the place and the mend, exit code 2, and nothing left behind."""
+
+import bz2
+import datetime
+import decimal
+import errno
+import gzip
+import io
+import json
+import lzma
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from criteria_hpo import cli
+
+SECRET = "nobody must read this"
+HEADER = "post_id,post,criterion_id,criterion,label\n"
+TWELVE = [
+    {
+        "post_id": f"p{p}",
+        "post": f"Post {p}, {SECRET}.",
+        "criterion_id": c,
+        "criterion": f"Text of {c}",
+        "label": (p + int(c[-1])) % 2,
+    }
+    for p in range(12)
+    for c in ("A.1", "A.2")
+]
+
+
+def table(**columns: object) -> pd.DataFrame:
+    """Twelve posts by two criteria, good as they are; `columns` replace theirs."""
+    return pd.DataFrame(TWELVE).assign(**columns)
+
+
+def good(**columns: object) -> bytes:
+    """`table` as CSV."""
+    return table(**columns).to_csv(index=False).encode()
+
+
+def with_row(*cells: str) -> bytes:
+    """A good CSV and one more row, number 26."""
+    return good() + (",".join(cells) + "\n").encode()
+
+
+def zipped(**members: bytes) -> bytes:
+    """A zip archive; `a_csv` becomes the member `a.csv`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return file.getvalue()
+
+
+def json_lines(*lines: str) -> bytes:
+    """A good line of JSON, then `lines`."""
+    return "\n".join([json.dumps(TWELVE[0]), *lines]).encode()
+
+
+def labels(positive: Callable[[int], bool]) -> list[int]:
+    """A label for each row of `table`; `positive` says which posts have it on both pairs."""
+    return [int(positive(row // 2)) for row in range(len(TWELVE))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file, further settings, and what the line must say."""
+
+    what: str
+    file: str
+    content: bytes | Callable[[Path], object] | None
+    told: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    data: str = "pairs"
+    others: dict[str, bytes] = field(default_factory=dict)
+
+
+def endless(path: Path) -> None:
+    """A sparse file with one line of 1 GB."""
+    with path.open("wb") as file:
+        file.write(HEADER.encode())
+        file.truncate(10**9)
+
+
+def parquet(**columns: pa.Array) -> bytes:
+    """`table` as Parquet with these columns in place of its own, or beside them."""
+    whole = pa.Table.from_pandas(table())
+    for name, column in columns.items():
+        place = whole.column_names.index(name) if name in whole.column_names else whole.num_columns
+        whole = (whole.remove_column(place) if place < whole.num_columns else whole).add_column(place, name, column)
+    pq.write_table(whole, sink := io.BytesIO())
+    return sink.getvalue()
+
+
+SWAPPED = good().replace(b"post_id,post,", b"post,post_id,", 1)
+SENTENCES = b"post_id,sentence_id,sentence_text,DSM5_symptom,status,explanation\n"
+TRUTH = b"post_id,post,DSM5_symptom,groundtruth\n"
+CASES = [
+    # the file
+    Case("no file", "absent.csv", None, ("absent.csv: no such file", "check data.path")),
+    Case("a directory", "folder.csv", Path.mkdir, ("folder.csv: is a directory", "must name one file")),
+    Case("an empty file", "a.csv", b"", ("a.csv: the file is empty",)),
+    Case("a dead link", "a.csv", lambda path: path.symlink_to("nowhere"), ("a.csv: no such file",)),
+    Case("a device", "a.csv", lambda path: path.symlink_to("/dev/zero"), ("a.csv: is no regular file",)),
+    Case("a folder of nobody", "~nosuchuser/a.csv", None, ("~nosuchuser/a.csv: no such file", "check data.path")),
+    Case("an unknown ending", "a.xlsx", good(), ("a.xlsx: unknown ending .xlsx", ".csv, .tsv, .jsonl")),
+    Case("no ending", "pairs", good(), ("pairs: no ending", ".csv, .tsv")),
+    Case("a line of 1 GB", "a.csv", endless, ("a.csv, line 2: longer than 10 MB",)),
+    # encodings
+    Case(
+        "Latin-1", "a.csv", with_row("p99", "café", "A.1", "Text of A.1", "1").decode().encode("latin-1"), ("line 26: not UTF-8",)
+    ),
+    Case("UTF-16", "a.csv", good().decode().encode("utf-16"), ("a.csv: its content is UTF-16", "CSV UTF-8")),
+    Case("UTF-16 in JSON lines", "a.jsonl", '{"a": 1}'.encode("utf-16"), ("a.jsonl: its content is UTF-16", "save it as UTF-8")),
+    Case("UTF-16 without its mark", "a.csv", good().decode().encode("utf-16-le"), ("a.csv, line 1: holds NUL bytes",)),
+    Case("a NUL byte", "a.csv", with_row("p99", "a\0b", "A.1", "Text of A.1", "1"), ("a.csv, line 26: holds NUL bytes",)),
+    Case("an Excel workbook named .csv", "a.csv", zipped(a_xml=b"x"), ("a.csv: its content is a zip archive or an Excel",)),
+    Case(
+        "half a character in JSON", "a.jsonl", json_lines('{"post": "\\ud83d"}'), ("a.jsonl, line 2: a text holds a NUL or half",)
+    ),
+    # packed files and Parquet
+    Case("a gzip cut off", "a.csv.gz", gzip.compress(good())[:-20], ("a.csv.gz: damaged, cut off",)),
+    Case("a CSV named .gz", "a.csv.gz", good(), ("a.csv.gz: damaged, cut off or packed in another way",)),
+    Case("a bzip2 cut off", "a.csv.bz2", bz2.compress(good())[:-20], ("a.csv.bz2: damaged",)),
+    Case("an xz cut off", "a.csv.xz", lzma.compress(good())[:-20], ("a.csv.xz: damaged",)),
+    Case("a bzip2 named .csv", "a.csv", bz2.compress(good()), ("a.csv: its content is packed by bzip2", "mend its ending")),
+    Case("an xz named .csv", "a.csv", lzma.compress(good()), ("a.csv: its content is packed by xz", "mend its ending")),
+    Case("a CSV named .zst", "a.csv.zst", good(), ("a.csv.zst: damaged",)),
+    Case("a zip of two files", "a.zip", zipped(a_csv=good(), b_csv=good()), ("a.zip: the archive holds 2 files", "exactly one")),
+    Case("a zip of a picture", "a.zip", zipped(a_png=b"x"), ("a.zip: unknown ending .png",)),
+    Case(
+        "a Parquet cut off",
+        "a.parquet",
+        table().to_parquet()[:-30],
+        ("a.parquet: no readable Parquet file", "write it again, or mend its ending"),
+    ),
+    Case(
+        "a NUL in Parquet",
+        "a.parquet",
+        parquet(post=pa.array([*table().post[:-1], "a\0b"])),
+        ("a.parquet, row 24, column post: a text holds a NUL",),
+    ),
+    Case(
+        "Latin-1 bytes in Parquet",
+        "a.parquet",
+        parquet(post=pa.array([b"caf\xe9"] * 24)),
+        ("a.parquet, row 1, column post: holds bytes that are no UTF-8 text",),
+    ),
+    Case("a CSV named .parquet", "a.parquet", good(), ("a.parquet: no readable Parquet file",)),
+    # the shape of the table
+    Case("semicolons", "a.csv", good().replace(b",", b";"), ("a.csv: the columns are not separated by commas",)),
+    Case("only a header", "a.csv", HEADER.encode(), ("a.csv: no pairs",)),
+    Case("a blank first row", "a.csv", b"\n" + good(), ("a.csv: row 1 is blank",)),
+    Case(
+        "an unquoted comma",
+        "a.csv",
+        with_row("p99", "a, b", "A.1", "Text of A.1", "1"),
+        ("row 26: 6 fields under a header of 5",),
+    ),
+    Case("a short row", "a.csv", with_row("p99", "a"), ("a.csv, row 26: 2 fields under a header of 5",)),
+    Case("a quote never closed", "a.csv", with_row("p99", '"a', "A.1", "Text of A.1", "1"), ("row 26: not well-formed",)),
+    Case("Macintosh line ends", "a.csv", good().replace(b"\n", b"\r"), ("a.csv, row 1: not well-formed (new-line character",)),
+    Case("a broken line of JSON", "a.jsonl", json_lines('{"post_id": '), ("a.jsonl, line 2, character 13: no valid JSON",)),
+    Case("a line that is no object", "a.jsonl", json_lines("[1, 2]"), ("a.jsonl, line 2: valid JSON, but no object",)),
+    Case("one name twice in an object", "a.jsonl", json_lines('{"label": 0, "label": 1}'), ("line 2: no valid JSON (one name",)),
+    Case(
+        "one name twice, once with a blank",
+        "a.jsonl",
+        json_lines('{"label": 0, " label": 1}'),
+        ("line 2: no valid JSON (one name",),
+    ),
+    # columns
+    Case(
+        "a misspelt column",
+        "a.csv",
+        good().replace(b"criterion_id", b"criterion_nr", 1),
+        ("column criterion_id is missing (did you mean 'criterion_nr'?)", "data.columns.criterion_id=NAME"),
+    ),
+    Case(
+        "a column twice",
+        "a.csv",
+        table()[[*table(), "label"]].to_csv(index=False).encode(),
+        ("column label stands 2 times; keep one",),
+    ),
+    Case(
+        "a column in capitals",
+        "a.csv",
+        good().replace(b"post_id", b"POST_ID", 1),
+        ("column post_id is missing (did you mean 'POST_ID'?)",),
+    ),
+    Case(
+        "the posts as ids",
+        "a.csv",
+        good(),
+        ("a.csv: data.columns.post_id=post names the column of the posts", "name another column"),
+        ("data.columns.post_id=post",),
+    ),
+    Case("a mapping to no column", "a.csv", good(), ("column txt is missing", "data.columns.post"), ("data.columns.post=txt",)),
+    Case(
+        "a mapping of no column",
+        "a.csv",
+        good(),
+        ("data.columns.pots (did you mean 'data.columns.post'?)",),
+        ("data.columns.pots=x",),
+    ),
+    # cells
+    Case(
+        "a blank id", "a.csv", with_row(" ", "a", "A.1", "Text of A.1", "1"), ("a.csv, row 26: post_id is blank", "(1 such row)")
+    ),
+    Case("a blank post", "a.csv", with_row("p99", " ", "A.1", "Text of A.1", "1"), ("a.csv, row 26: post is blank",)),
+    Case("a blank criterion", "a.csv", with_row("p99", "a", "A.1", "", "1"), ("a.csv, row 26: criterion is blank",)),
+    Case("a label 2", "a.csv", with_row("p99", "a", "A.1", "Text of A.1", "2"), ("row 26: label is another number; write 1",)),
+    Case(
+        "a label 2 in a column of another name",
+        "a.csv",
+        good().replace(b",label", b",y", 1) + b"p99,a,A.1,Text of A.1,2\n",
+        ("row 26: y is another number; write 1",),
+        ("data.columns.label=y",),
+    ),
+    Case("a text as label", "a.csv", with_row("p99", "a", "A.1", "Text of A.1", SECRET), ("row 26: label is text",)),
+    Case("an empty label", "a.parquet", table(label=[None, *[0.0] * 23]).to_parquet(), ("a.parquet, row 1: label is empty",)),
+    Case(
+        "evidence not in the post",
+        "a.csv",
+        good(evidence=["", "Elsewhere.", *[""] * 22]),
+        ("row 3: evidence 1 of 1 is not found",),
+    ),
+    Case(
+        "evidence of 100,000 brackets",
+        "a.csv",
+        good(evidence=["", "[" * 100_000, *[""] * 22]),
+        ("row 3: evidence 1 of 1 is not found",),
+    ),
+    Case(
+        "evidence of 5,000 digits",
+        "a.csv",
+        good(evidence=["", f"[{'7' * 5000}]", *[""] * 22]),
+        ("row 3: evidence 1 of 1 is not found",),
+    ),
+    # rows against each other
+    Case(
+        "a pair with two labels",
+        "a.csv",
+        good() + good().splitlines()[1][:-1] + b"0\n",
+        ("row 26: post_id 'p0'", "another label"),
+    ),
+    Case(
+        "a post with two texts", "a.csv", with_row("p0", "a", "A.3", "Text", "1"), ("row 26: post_id 'p0' has another post than",)
+    ),
+    Case(
+        "ids and posts swapped",
+        "a.csv",
+        SWAPPED + f'p99,"Post 0, {SECRET}.",A.3,Text,1\n'.encode(),
+        ("a.csv, row 26: its post_id has another post than in row 2",),
+    ),
+    Case(
+        "a criterion with two texts",
+        "a.csv",
+        with_row("p99", "a", "A.1", "Text", "1"),
+        ("criterion_id 'A.1' has another criterion",),
+    ),
+    Case(
+        "a post of two authors",
+        "a.csv",
+        good(group_id=["ann", "bea", *["cem"] * 22]),
+        ("row 3: post_id 'p0' has another group_id",),
+    ),
+    # too little to split
+    Case(
+        "negatives only", "a.csv", good(label=0), ("a.csv: all 24 pairs have label 0; training needs both", "data.columns.label")
+    ),
+    Case(
+        "one group", "a.csv", good(group_id="ann"), ("a.csv: no test split", "data.test_fraction", "1 group; add posts of other")
+    ),
+    Case(
+        "two groups in two folds",
+        "a.csv",
+        good(group_id=["ann", "bea"] * 12, post_id=[f"q{row}" for row in range(24)], label=[0, 0, 1, 1] * 6),
+        ("a.csv: what is left to train on", "training.early_stopping.fraction", "1 group; add posts of other groups"),
+        ("data.n_folds=2", "data.test_fraction=0", "hpo.pruner.max_resource=null"),
+    ),
+    Case(
+        "two groups left for five folds",
+        "a.csv",
+        good(group_id=[f"g{row // 8}" for row in range(24)]),
+        ("a.csv: groups that are left for the search: 2, too few for data.n_folds=5; add posts of other groups",),
+    ),
+    Case(
+        "fewer groups than folds",
+        "a.csv",
+        good(group_id=[f"g{r // 6}" for r in range(24)]),
+        ("a.csv: groups that are left for the search: 3, too few for data.n_folds=5; lower data.n_folds to 3",),
+    ),
+    Case(
+        "a fold without positives",
+        "a.csv",
+        good(label=labels(lambda post: post < 3)),
+        ("a.csv: fold ", "of data.n_folds=5: no positive pair in its valid part; lower data.n_folds"),
+    ),
+    Case(
+        "a test split without positives",
+        "a.csv",
+        good(label=labels(lambda post: post == 1)),
+        ("a.csv: the test split has no positive pair; change data.test_fraction",),
+    ),
+    Case(
+        "more positives than there are", "a.csv", good(), ("data.positive_rate is 0.9, but 0.5000",), ("data.positive_rate=0.9",)
+    ),
+    Case("a path without use", "a.csv", good(), ("data.path is set with data=demo; drop it",), data="demo"),
+    Case("no path", "", None, ("data.path is not set with data=pairs",)),
+    # symptoms and criteria
+    Case(
+        "an unknown symptom",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGE,1\n",
+        ("a.csv, row 2: its DSM5_symptom is none of data.symptoms (did you mean 'FATIGUE'?)", "data.symptoms.NAME=CRITERION"),
+        data="groundtruth",
+    ),
+    Case(
+        "a blank symptom",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGUE,1\np2,b, ,1\n",
+        ("a.csv, row 3: DSM5_symptom is blank; fill it in or delete the row",),
+        data="groundtruth",
+    ),
+    Case(
+        "criteria of 100,000 brackets",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGUE,1\n",
+        ("c.json: no criteria, but brackets in brackets",),
+        ("data.criteria_path=c.json",),
+        "groundtruth",
+        {"c.json": b"[" * 100_000},
+    ),
+    Case(
+        "criteria of nobody",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGUE,1\n",
+        ("~nosuchuser/c.json: cannot be read (No such file or directory); check data.criteria_path",),
+        ("data.criteria_path=~nosuchuser/c.json",),
+        "groundtruth",
+    ),
+    Case(
+        "criteria that are no JSON",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGUE,1\n",
+        ("c.json, line 1: no valid JSON",),
+        ("data.criteria_path=c.json",),
+        "groundtruth",
+        {"c.json": b"A.1: text"},
+    ),
+    Case(
+        "a symptom without its criterion",
+        "a.csv",
+        TRUTH + b"p1,a,FATIGUE,1\n",
+        ("data.symptoms.DEPRESSED_MOOD is 'A.1', which c.json lacks",),
+        ("data.criteria_path=c.json",),
+        "groundtruth",
+        {"c.json": b'{"criteria": [{"id": "B.1", "text": "a"}]}'},
+    ),
+    Case("no annotations", "a.csv", b"post_id,text\np1,a\n", ("data.annotations_path is not set",), data="redsm5"),
+    Case(
+        "annotations of another release",
+        "a.csv",
+        b"post_id,text\np1,a\n",
+        ("s.csv, row 2: its post_id stands not in", "one release"),
+        ("data.annotations_path=s.csv",),
+        "redsm5",
+        {"s.csv": SENTENCES + b"p9,1,a,FATIGUE,1,-\n"},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_is_one_line(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, tell) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in {case.file: case.content, **case.others}.items():
+        if callable(content):
+            content(tmp_path / name)
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    settings = ["preset=smoke", "model=tiny", "studies_dir=studies", f"data={case.data}", *case.settings]
+    code = cli.main(settings + ([f"data.path={case.file}"] if case.file else []))
+    out, err = capsys.readouterr()
+    tell("malformed data, and what is said", case.what, err.strip().removeprefix("criteria_hpo: "))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1 and err.startswith("criteria_hpo: ") and "Traceback" not in err
+    for fragment in case.told:
+        assert fragment in err
+    assert not out and SECRET not in err
+    assert sorted(tmp_path.rglob("*")) == before, "a refused run left something behind"
+
+
+def test_a_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Permissions do not stop root, so for root the opening is made to fail."""
+    file = tmp_path / "a.csv"
+    file.write_bytes(good())
+    file.chmod(0)
+    if os.geteuid() == 0:
+        refused = mock.Mock(side_effect=PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        really = Path.open
+        monkeypatch.setattr(Path, "open", lambda path, *how, **more: (refused if path == file else really)(path, *how, **more))
+    code = cli.main(["preset=smoke", "data=pairs", f"data.path={file}"])
+    line = capsys.readouterr().err
+    assert code == 2 and line.startswith(
+        f"criteria_hpo: {file}: cannot be read (Permission denied); check the file's permissions"
+    )
+
+
+def test_the_good_table_is_good(tmp_path: Path) -> None:
+    """What the cases damage is read, split and folded without complaint."""
+    from criteria_hpo.config import load_config
+    from criteria_hpo.dataset import load_data
+
+    files = {"a.csv": good(), "b.csv": good() + b"\n,,,,\n", "a.parquet": table().to_parquet(), "a.csv.gz": gzip.compress(good())}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        data = load_data(load_config(["preset=smoke", "data=pairs", f"data.path={tmp_path / name}"]))
+        assert len(data.dev) + len(data.test) == len(TWELVE)
+
+
+def test_parquet_of_every_type_is_the_same_table(tmp_path: Path) -> None:
+    """Bytes for texts, decimals for numbers, and dates beyond Python's in a column that nobody asked for."""
+    from criteria_hpo.pairs import load_pairs
+
+    numbers = [decimal.Decimal(row // 2) for row in range(24)]
+    (tmp_path / "a.csv").write_bytes(good(post_id=[str(number) for number in numbers]))
+    far = pa.array([2**62] * 24, pa.int64())
+    whole = parquet(
+        post=pa.array([post.encode() for post in table().post]),
+        post_id=pa.array(numbers),
+        label=pa.array([decimal.Decimal(f"{label}.00") for label in table().label]),
+        when=far.view(pa.timestamp("us")),
+        took=far.view(pa.duration("us")),
+        day=pa.array([datetime.date(2026, 1, 2)] * 24),
+    )
+    (tmp_path / "a.parquet").write_bytes(whole)
+    pd.testing.assert_frame_equal(load_pairs(tmp_path / "a.parquet"), load_pairs(tmp_path / "a.csv"))
+
+
+def test_clinical_tables_with_blank_lines_at_their_end(tmp_path: Path) -> None:
+    from criteria_hpo.config import load_config
+    from criteria_hpo.corpora import load_corpus
+
+    (tmp_path / "t.csv").write_bytes(TRUTH + b"p1,a,FATIGUE,1\n\n,,,\n")
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"criteria": [{"id": "A.6", "text": "Tired"}]}')
+    (tmp_path / "p.csv").write_bytes(b"post_id,text\np1,a\n\n")
+    (tmp_path / "s.csv").write_bytes(SENTENCES + b"p1,1,a,FATIGUE,1,-\n\n")
+    others = [f"data.symptoms.{name}=null" for name in load_config(["data=redsm5"]).data.symptoms if name != "FATIGUE"]
+    places = [f"data.criteria_path={tmp_path}/c.json", *others]
+    truth = load_corpus(load_config(["data=groundtruth", f"data.path={tmp_path}/t.csv", *places]).data)
+    redsm5 = load_corpus(
+        load_config(["data=redsm5", f"data.path={tmp_path}/p.csv", f"data.annotations_path={tmp_path}/s.csv", *places]).data
+    )
+    assert truth.label.tolist() == redsm5.label.tolist() == [1]

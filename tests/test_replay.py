@@ -1,0 +1,165 @@
+"""A recording that is killed goes on to the same numbers; the recorded table is whole, small, and holds numbers only."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from criteria_hpo import record
+from criteria_hpo.config import HParams, load_config
+from criteria_hpo.errors import StudyError
+from criteria_hpo.foldtable import load_table, read_epochs
+from criteria_hpo.foldtable import signal as signal_of
+from criteria_hpo.many_studies import lay_out_many, replay_many
+from criteria_hpo.pruner_choice import (
+    DEFAULT,
+    RACING,
+    Candidate,
+    all_candidates,
+    choose,
+    compare,
+    in_parts,
+    verdict,
+    with_intervals,
+)
+from criteria_hpo.replay import lay_out, random_draw, replay_course
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDED = ROOT / "studies" / "gallery" / "replay_table"
+WORDS = [
+    "preset=smoke",
+    "model=tiny",
+    "n_trials=3",
+    "overrides=threads=1 data.max_groups=20 data.n_folds=2 model.keep_layers=[0] hpo.metric=average_precision",
+]
+
+
+def lines(folder: Path) -> int:
+    file = folder / "folds.csv"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills by SIGKILL")
+def test_a_killed_recording_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "criteria_hpo.record", "--out", str(killed), *WORDS],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    while lines(killed) < 4:
+        assert process.poll() is None, "the recording ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = read_epochs(killed / "folds.csv")
+    assert 3 <= len(kept) < 12
+    assert record.main(["--out", str(killed), *WORDS]) == record.main(["--out", str(whole), *WORDS]) == 0
+    resumed, straight = (read_epochs(folder / "folds.csv") for folder in (killed, whole))
+    assert len(straight) == 3 * 2 * 2 and [row[:6] for row in resumed] == [row[:6] for row in straight]
+    assert [row for row in resumed if row in kept] == kept, "a finished fold was trained again"
+
+
+def test_the_recorded_table_is_large_enough_and_settings_differ_by_more_than_luck() -> None:
+    table = load_table(RECORDED)
+    settings, repeats, folds, epochs = table.shape
+    assert settings >= 150 and repeats >= 2 and folds == 5 and epochs >= 3
+    for found in (signal_of(table.first(30)), signal_of(table)):  # the pilot, and all of it
+        assert found["between"] > found["error"] and found["correlation"] > 0.5
+        assert found["between"] < found["fold"], "one fold says less than the settings differ, as the notebooks tell"
+
+
+def test_the_recorded_table_is_small_and_holds_numbers_only() -> None:
+    assert sum(file.stat().st_size for file in RECORDED.iterdir()) < 1_000_000
+    table = load_table(RECORDED)
+    assert len(table.settings) == len(table.score) == len({HParams(**setting) for setting in table.settings})
+    about = json.loads((RECORDED / "about.json").read_text())
+    assert about["identity"]["data"]["name"] == "privacy_qa" and about["metric"] == "average_precision"
+    gammas = {setting["focal_gamma"] for setting in table.settings}
+    assert gammas == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_side_by_side_is_one_by_one_for_every_pruner_on_the_recorded_table() -> None:
+    table, rng = load_table(RECORDED), np.random.default_rng(4)
+    draws = [random_draw(table, rng.permutation(150)[:75], k % 2, rng) for k in range(2)]
+    courses = {mode: lay_out_many(table, draws, mode) for mode in ("kfold", "multi_fidelity")}
+    for name, (pruner, mode, rule) in all_candidates().items():
+        many = replay_many(courses[mode], pruner, rule)
+        for k, draw in enumerate(draws):
+            for field, value in vars(replay_course(lay_out(table, draw, mode), pruner, rule)).items():
+                assert abs(many[field][k] - value) < 1e-9, (name, field)
+
+
+def test_a_table_with_one_repeat_is_refused_in_a_line() -> None:
+    table = load_table(RECORDED, repeats=1)
+    for judge in (signal_of, lambda t: lay_out_many(t, [random_draw(t, np.arange(9), 0, np.random.default_rng(0))])):
+        with pytest.raises(StudyError, match="--repeats 2"):
+            judge(table)
+
+
+# The rendered notebook, and what is told of it elsewhere.
+
+GALLERY, TEMPLATE = ROOT / "studies" / "gallery" / "pruner_replay.ipynb", ROOT / "studies" / "pruner_replay.ipynb"
+
+
+def cells(path: Path) -> list[tuple[str, str]]:
+    """Kind and text of the cells that somebody wrote: papermill's injected parameters are none."""
+    found = json.loads(path.read_text())["cells"]
+    return [(c["cell_type"], "".join(c["source"])) for c in found if "injected-parameters" not in c["metadata"].get("tags", [])]
+
+
+def test_the_rendered_notebook_is_the_template_at_the_parameters_that_it_names() -> None:
+    assert cells(GALLERY) == cells(TEMPLATE), "render it again: the command stands in its first cell"
+    named = dict(re.findall(r"-p (\w+) (\d+)", cells(TEMPLATE)[0][1]))
+    (injected,) = (c for c in json.loads(GALLERY.read_text())["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+    assert dict(re.findall(r"^(\w+) = (\d+)$", "".join(injected["source"]), re.MULTILINE)) == named
+    assert GALLERY.stat().st_size < 1_000_000
+
+
+def rendered_verdict() -> str:
+    """The sentence of the rendered notebook that says which pruner to use."""
+    outputs = [o for c in json.loads(GALLERY.read_text())["cells"] for o in c.get("outputs", [])]
+    (said,) = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+    return said
+
+
+def test_racing_is_what_the_rendered_replay_found_and_claims_no_more() -> None:
+    hpo, said = load_config(["hpo=racing"]).hpo, rendered_verdict()
+    assert Candidate(hpo.pruner) == RACING and f"**{RACING.name}**" in said
+    assert hpo.search_space["focal_gamma"]["choices"] == [0.0, 1.0, 2.0, 3.0]
+    told = " ".join(
+        line[2:] for line in (ROOT / "criteria_hpo/configs/hpo/racing.yaml").read_text().splitlines() if line[:1] == "#"
+    )
+    own, away = (
+        re.search(pattern, said)[0] for pattern in (r"\d+% of the folds saved[^:]*?kept in \d+%", r"reported on .*?kept in \d+%")
+    )
+    for figure in (
+        *re.findall(r"\d+% of the folds saved", own + away),
+        *re.findall(r"lost in [\d.]+% of the studies", own + away),
+    ):
+        assert figure in told, f"racing.yaml does not say what was measured: {figure}"
+    assert ("None reaches the goal" in told) == said.startswith("None does")
+
+
+def test_the_verdict_does_not_hang_on_the_seed() -> None:
+    table = load_table(RECORDED)
+    near = {name: c for name, c in all_candidates().items() if name in (RACING.name, DEFAULT.name, "patience 1 top", "forgiving")}
+    for seed in (0, 1, 2):
+        results = compare(table, near, n_splits=20, orders=16, seed=seed)
+        assert choose(results) == RACING.name and verdict(results).startswith("None does")
+        assert (in_parts(results, RACING.name, 2).folds_saved > 0.5).all()
+
+
+def test_an_interval_is_that_of_a_single_study_however_many_orders_there_are() -> None:
+    table, one = load_table(RECORDED), {DEFAULT.name: DEFAULT}
+    few, many = (with_intervals(compare(table, one, n_splits=200, orders=orders)).loc[DEFAULT.name] for orders in (2, 16))
+    assert isinstance(few, pd.Series) and abs((many.regret_high - many.regret_low) / (few.regret_high - few.regret_low) - 1) < 0.4
+    assert many.expected_high - many.expected_low < 0.7 * (few.expected_high - few.expected_low)

@@ -1,0 +1,33 @@
+"""Four processes on one study in one SQLite file, of which one is killed: each trial once, each fold once, the count exact."""
+
+from collections import Counter
+from contextlib import ExitStack
+
+from harness import Board, Diary, invented_study, kill, started, trials_by_slot, wait_for
+
+from criteria_hpo.config import load_config, storage_url
+from criteria_hpo.ledger import Ledger
+
+
+def test_four_processes_on_one_file(tmp_path, tell):
+    words = ["preset=smoke", "model=tiny", "hpo.study_name=four", "hpo.sampler.n_startup_trials=5", f"studies_dir={tmp_path}"]
+    words += ["n_trials=24", "hpo.pruner.type=none", "hpo.pruner.patience.folds=null"]
+    url, diary = storage_url(load_config(words)), Diary(tmp_path / "diary")
+    ledger, boards = Ledger(url, "four"), [Board(tmp_path / f"board-{n}") for n in range(4)]
+    with ExitStack() as stack:
+        crew = [stack.enter_context(started(invented_study, words, 0.1, board.path, diary.path)) for board in boards]
+        assert wait_for(lambda: boards[0].commits >= 2 and boards[0].phase == "training")
+        kill(crew[0])
+        for process in crew[1:]:
+            process.join(300)
+        assert [process.exitcode for process in crew] == [-9, 0, 0, 0]
+    rows, owners = trials_by_slot(url, "four"), Counter(slot.pid for slot in ledger.slots())
+    tell(
+        "SQLite",
+        f"4 processes, one killed: trials by process {sorted(owners.values(), reverse=True)}",
+        f"{len(rows)} trials of 24, {ledger.count_folds()} folds committed, {diary.count('train')} begun",
+    )
+    assert [row[0] for row in rows] == list(range(24)) and {slot.outcome for slot in ledger.slots()} == {"COMPLETE"}
+    assert all(len(row[3]) == 5 for row in rows) and ledger.count_folds() == 120 and ledger.finished()[0] == 24
+    assert diary.count("again") == 0 and 120 <= diary.count("train") <= 121
+    assert len(owners) >= 2
