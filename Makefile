@@ -91,7 +91,7 @@ test: assets lint ## everything CI runs: lint, clean and exported, style, notebo
 	@$(PY) tools/style_budgets.py
 	@$(PY) tools/run_notebooks.py
 	@$(PY) tools/make_readme.py --check
-	@$(PY) -m pytest tests -q
+	@$(PY) -m pytest tests -q -n 2 --dist loadfile
 
 assets: venv ## fetch WordNet and a tagger for augmentation, where the machine has none
 	@$(PY) -m criteria_hpo.cli command=assets

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,19 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
         request.config.stash.setdefault(TOLD, {}).setdefault(table, []).append((given, line))
 
     return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands its tables over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["told"] = session.config.stash.get(TOLD, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The tables of a process that is done."""
+    for table, rows in getattr(node, "workeroutput", {}).get("told", {}).items():
+        node.config.stash.setdefault(TOLD, {}).setdefault(table, []).extend(rows)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
