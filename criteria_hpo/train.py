@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .checkpoint import Checkpoints
 from .config import Config, make_study_dir
 from .dataset import Data, load_data
 from .epoch import Diverged
@@ -105,6 +106,7 @@ def _run_folds(cfg: Config, data: Data, trained: Trained, request: StopRequest) 
     setup = make_setup(without_space(cfg), data, largest, trained.sizes, reachable_options((), cfg))
     parts = calculate_gradient_accumulation(setting.batch_size, setup.physical_batch_size)
     logger.info("One setting: %s", setting.log_line(*parts))
+    checkpoints = Checkpoints(trained.path.parent / "checkpoints", "train", trained.key, cfg.training.checkpoint)
     with open_bar(len(trained.folds) / total) as bar:
 
         def draw(fold: int, share: float) -> None:
@@ -114,10 +116,12 @@ def _run_folds(cfg: Config, data: Data, trained: Trained, request: StopRequest) 
         def keep(result: FoldResult) -> bool:
             draw(result.fold, 1.0)
             trained.add(result)
+            checkpoints.clear()
             logger.info("One setting, fold %d: %s %.4f (%.1f s)", result.fold, setup.metric, result.score, result.seconds)
             return not request.made
 
-        cross_validate(setup, setting, cfg.seed, 0, on_fold=keep, start=len(trained.folds) + 1, on_step=draw)
+        start = len(trained.folds) + 1
+        cross_validate(setup, setting, cfg.seed, 0, on_fold=keep, start=start, on_step=draw, checkpoints=checkpoints)
     if len(trained.folds) < total:
         raise Interrupted("stopped between two folds")
 
