@@ -19,6 +19,7 @@ from .database import exclusive, open_storage
 from .dataset import Data
 from .errors import StudyError
 from .ledger import Ledger
+from .objective import SIZES
 from .search_space import first_changes, parse_space, warm_start_settings
 from .warm_start import read_warm_start
 
@@ -103,7 +104,7 @@ def _write_identity(cfg: Config, study: optuna.Study, now: dict[str, Any], begun
             logger.warning("hpo.default_setting: trial 0 differs from it: %s", "; ".join(new["default_changes"]))
         new["warm_start"] = warm_start_settings(read_warm_start(cfg), space, cfg.first_setting)
     if not begun or any(change.startswith(("model", "training")) for change in changes):
-        new |= {"physical_batch_size": None, "eval_batch_size": None}
+        new |= dict.fromkeys(SIZES)
     for key, value in (new | {"identity": now}).items():
         study.set_user_attr(key, value)
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .assets import ASSETS, cache_dir, fetch_asset, open_cache
+from .assets import ASSETS, cache_dir, fetch_asset, open_cache, put_in_place
 from .errors import DataError
 
 # %% ../nbs/06_language.ipynb #58250568
@@ -69,20 +69,11 @@ def fetch_language_data() -> Path:
         with tempfile.TemporaryDirectory(dir=open_cache(), prefix="language-") as scratch:
             write_wordnet(wordnet_files, Path(scratch) / "ready")
             write_tagger(tagger, Path(scratch) / "ready")
-            _put(Path(scratch) / "ready", place)
+            put_in_place(Path(scratch) / "ready", place)
     except OSError as err:
         raise DataError(f"{place}: cannot be written ({err.strerror}); set CRITERIA_HPO_CACHE to another folder") from None
     require_language_data()
     return place
-
-
-def _put(ready: Path, place: Path) -> None:
-    "Renames a folder, unless another process was quicker."
-    try:
-        ready.rename(place)
-    except OSError:
-        if not place.exists():
-            raise
 
 # %% ../nbs/06_language.ipynb #ed1fbb17
 def language_folder() -> Path:

@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .config import Config, make_study_dir, storage_url
-from .crew import EXIT_STOPPED, Crew, receive_task, work_together
+from .crew import EXIT_STOPPED, Crew, give_task, receive_task, work_together
 from .database import exclusive, impatient, make_engine
 from .dropout import missing_roles
 from .epoch import TrainingSetup
@@ -76,10 +76,10 @@ def _setup(cfg: Config, data: Data, study: optuna.Study) -> TrainingSetup:
     setup = make_setup(cfg, data, largest, sizes, reachable_options(space, cfg), used_methods(study))
     pin_variants(cfg, study, {method: dict(variants.about) for method, variants in setup.variants.items()})
     setup = replace(setup, folds=setup.folds[: cfg.folds_per_trial])
-    keep_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
+    fixed = keep_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
     if sizes is None:
         study.set_user_attr("gpu_share", gpu_share())
-    return with_sizes(setup, *kept_sizes(study))
+    return with_sizes(setup, *fixed)
 
 # %% ../nbs/47_study.ipynb #47063ec4
 def work(
@@ -272,11 +272,10 @@ def make_variants_apart(cfg: Config) -> None:
     "Has a process of its own make what variants are missing, with its bar on this terminal. Raises `Interrupted`."
     if not cfg.augmentation.enable:
         return
-    process = subprocess.Popen([sys.executable, "-c", APART], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", APART], stdin=subprocess.PIPE, start_new_session=True)
     pass_on = functools.partial(process.send_signal, signal.SIGINT)
     with process, stoppable("the variants at work are finished, then it stops; once more to stop now", pass_on) as request:
-        process.stdin.write(f"{cfg.model_dump_json()}\n")
-        process.stdin.flush()
+        give_task(process, cfg.model_dump_json())
         try:
             process.wait()
         finally:
