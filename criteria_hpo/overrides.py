@@ -80,7 +80,8 @@ OLD_KEYS = {
         "so many folds in a row that do not beat the incumbent end a trial; patience.reference=trial is the old rule",
     ),
 }
-_SYMPTOMS = re.compile(r"data\.symptoms[.=].*", re.DOTALL)
+_NAMES = re.compile(r"data\.(symptoms|labels)[.=].*", re.DOTALL)
+_QUOTED_KEY = re.compile(r"""(['"])([\w][\w .\-/]*)\1(?=\s*:)""")  # as in JSON; Hydra reads a name only without quotes
 _DIMENSIONS = re.compile(r"hpo\.search_space(\.\w+(\.condition)?)?={.*}", re.DOTALL)
 _CONDITION = re.compile(r"hpo\.search_space\.\w+\.condition")
 
@@ -100,7 +101,9 @@ def hydra_words(override: str, model: type[BaseModel]) -> list[str]:
         return [f"++{name}=null", f"++{word}"]
     if name.rpartition(".")[2] in OLD_KEYS and value:
         return [f"++{word}"]
-    if _SYMPTOMS.fullmatch(word) or _CONDITION.fullmatch(name):
+    if _NAMES.fullmatch(word):
+        return ["++" + quote_override(_QUOTED_KEY.sub(r"\2", word), model)]
+    if _CONDITION.fullmatch(name):
         return [f"++{quote_override(word, model)}"]
     return [quote_override(override, model)]
 
