@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .errors import DataError, did_you_mean
+from .errors import ConfigError, DataError, did_you_mean
 from .tables import read_table
 
 # %% ../nbs/10_pairs.ipynb #f492a87a
@@ -37,6 +37,8 @@ def take_columns(frame: pd.DataFrame, names: Mapping[str, str | None], required:
     """
     found, taken = [str(name) for name in frame.columns], {}
     for ours, theirs in names.items():
+        if theirs is None and ours in required:
+            raise ConfigError(f"data.columns.{ours}=null: {source} needs a column for it; name one")
         if theirs is None:
             continue
         if ours != "post" and theirs == names.get("post"):
