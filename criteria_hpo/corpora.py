@@ -265,7 +265,7 @@ def _check_settings(data: DataConfig) -> None:
     if name == "pairs" and data.layout == "long" and data.symptoms:
         raise ConfigError("data.symptoms is set with data=pairs; drop it, or use data=groundtruth or another data.layout")
     for setting in ("path", "annotations_path", "criteria_path", "layout", "labels", "ties"):
-        given = getattr(data, setting) != getattr(CHOICES, setting)
+        given = (value := getattr(data, setting)) and value != getattr(CHOICES, setting)
         if setting in needed and not given:
             raise ConfigError(f"data.{setting} is not set with data={name}; name a file, e.g. data.{setting}=my.csv")
         if given and setting not in needed | ALLOWED.get(name, set()):
