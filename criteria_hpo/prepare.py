@@ -33,7 +33,7 @@ from .encoders import load_tokenizer, resolve_model
 from .epoch import TrainingSetup
 from .errors import ConfigError
 from .families import freeze_layers, set_gradient_checkpointing
-from .folds import Fold, choose_rows
+from .folds import Fold, refit_fold
 from .optim import accumulation_step, make_optimizer, make_schedule
 from .precision import autocast_for, make_scaler, pick_device, resolve_precision, set_numerics
 from .processes import Interrupted, StopRequest
@@ -235,7 +235,5 @@ def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[Training
     both = pd.concat([data.dev, data.test], ignore_index=True)
     tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
     tokens = tokenise(both, tokenizer, cfg.model.max_length, cfg.model.long_posts)
-    everything = np.arange(len(data.dev))
-    inner = np.flatnonzero(choose_rows(data.dev, cfg.training.early_stopping.fraction, cfg.seed))
-    fold = Fold(1, np.setdiff1d(everything, inner), inner, np.arange(len(data.dev), len(both)))
+    fold = refit_fold(data.dev, len(data.test), cfg.seed, cfg.training.early_stopping.fraction)
     return replace(setup, tokens=tokens, folds=(fold,)), fold
