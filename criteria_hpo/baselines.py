@@ -19,26 +19,27 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm.auto import tqdm
 
 from .errors import DataError
-from .metrics import average_precision, best_threshold
+from .metrics import METRICS
 
 # %% ../nbs/48_baselines.ipynb #d17cd8ef
 @dataclass(frozen=True)
 class Baseline:
-    "The prediction of a simple model for the test pairs, in their order."
+    "The predictions of a simple model for the test pairs and for held-out training pairs, in their order."
 
     name: str  # as the result table shows it
     probs: np.ndarray  # float64 in [0, 1], shape (n,)
-    threshold: float  # a pair is called positive from here on
+    held_out: np.ndarray  # the same for pairs that neither trained the model nor chose its setting, shape (n_held_out,)
     setting: dict[str, Any] = field(default_factory=dict)  # what was chosen, and how well it did in cross-validation
 
 
 def constant_baseline(
     n: int,  # number of test pairs
+    n_held_out: int,  # number of held-out training pairs
     positive: bool,  # the one answer
 ) -> Baseline:
-    "The model that reads nothing and always gives the same answer."
+    "The model that reads nothing and always gives the same answer, at any threshold within (0, 1)."
     name = "always positive" if positive else "always negative"
-    return Baseline(name, probs=np.full(n, float(positive)), threshold=0.5)
+    return Baseline(name, np.full(n, float(positive)), np.full(n_held_out, float(positive)))
 
 # %% ../nbs/48_baselines.ipynb #c4a7430e
 def learn_words(
@@ -130,31 +131,35 @@ def fold_means(
     labels: np.ndarray,  # 0 or 1, shape (n,)
     probs: np.ndarray,  # (n_settings, n), out of fold
     splits: list[tuple[np.ndarray, np.ndarray]],  # from `inner_splits`
+    metric: str,  # a key of `METRICS`
 ) -> np.ndarray:  # (n_settings,)
-    "Average precision of each setting, its mean over folds; folds without positives are left out."
+    "Score of each setting, its mean over folds; folds without positives are left out."
     held = [rows for _, rows in splits if labels[rows].any()]
-    return np.array([np.mean([average_precision(labels[rows], row[rows]) for rows in held]) for row in probs])
+    return np.array([np.mean([METRICS[metric](labels[rows], row[rows]) for rows in held]) for row in probs])
 
 # %% ../nbs/48_baselines.ipynb #b3e82525
 def tfidf_baseline(
     train: pd.DataFrame,  # canonical pairs to learn and choose on
+    held_out: pd.DataFrame,  # canonical training pairs to predict only, for a threshold; their labels are not read
     test: pd.DataFrame,  # canonical pairs to predict; their labels are not read
     seed: int = 0,  # of the inner folds and the solver
     n_splits: int = 5,  # inner folds
     shared: bool = True,  # with the words that both texts have: the strong baseline, not the usual one
-) -> Baseline:  # setting: C, class_weight, inner_folds, average_precision (its mean over the inner folds)
-    "TF-IDF and logistic regression; C, class weight and threshold by grouped cross-validation inside `train`."
+    metric: str = "average_precision",  # a key of `METRICS`, by which the setting is chosen
+) -> Baseline:  # setting: C, class_weight, inner_folds, and the metric (its mean over the inner folds)
+    "TF-IDF and logistic regression; C and class weight by grouped cross-validation inside `train`."
     if test.empty:
         raise DataError("TF-IDF baseline: no test pair to predict; set data.test_fraction above 0")
     labels, splits = train["label"].to_numpy(), inner_splits(train, n_splits, seed)
     probs = out_of_fold(train, splits, GRID, seed, shared)
-    means = fold_means(labels, probs, splits)
+    means = fold_means(labels, probs, splits, metric)
     best = int(np.argmax(means))
     words = learn_words(train)
-    features, others = pair_features(train, words, shared), pair_features(test, words, shared)
+    features, others = (pair_features(part, words, shared) for part in (train, pd.concat([held_out, test])))
+    asked = fit_and_predict(features, labels, others, GRID[best], seed)
     return Baseline(
         f"TF-IDF{' with shared words' if shared else ''} + logistic regression",
-        fit_and_predict(features, labels, others, GRID[best], seed),
-        best_threshold(labels, probs[best]),
-        GRID[best] | {"inner_folds": len(splits), "average_precision": float(means[best])},
+        asked[len(held_out) :],
+        asked[: len(held_out)],
+        GRID[best] | {"inner_folds": len(splits), metric: float(means[best])},
     )

@@ -76,6 +76,7 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
         "config_hash": config_hash(cfg),
         "config": settings,
         "hashes": study.user_attrs["identity"]["hashes"],
+        "counts": study.user_attrs.get("counts"),
         "seed": cfg.seed,
         "threads": cfg.threads,
         "physical_batch_size": study.user_attrs.get("physical_batch_size"),

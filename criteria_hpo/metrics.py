@@ -6,8 +6,8 @@
 __all__ = ['METRICS', 'MIN_FOR_THRESHOLD', 'SAME_SCORE', 'INTERVAL_METRICS', 'Prediction', 'MAX_LEFT_OUT', 'check_scores', 'f1',
            'average_precision', 'roc_auc', 'matthews', 'score_all', 'best_threshold', 'can_choose_threshold',
            'choose_threshold', 'constant_answer', 'constant_scores', 'constant_answer_of', 'group_weights',
-           'confusion_by_group', 'f1_of_counts', 'mcc_of_counts', 'weighted_average_precision', 'resampled_scores',
-           'effective_groups', 'jackknife_interval', 'group_intervals', 'paired_difference']
+           'count_pairs', 'confusion_by_group', 'f1_of_counts', 'mcc_of_counts', 'weighted_average_precision',
+           'resampled_scores', 'effective_groups', 'jackknife_interval', 'group_intervals', 'paired_difference']
 
 # %% ../nbs/31_metrics.ipynb #d1e9c87f
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def best_threshold(labels: np.ndarray, probs: np.ndarray) -> float:
     scores = 2 * found / (np.arange(1, len(probs) + 1) + labels.sum())
     return float(probs[order][np.argmax(np.where(cut, scores, -1.0))])
 
-# %% ../nbs/31_metrics.ipynb #a41793b1
+# %% ../nbs/31_metrics.ipynb #5bd7ae32
 MIN_FOR_THRESHOLD = 20
 
 
@@ -111,7 +111,7 @@ def choose_threshold(
     "`best_threshold`, or 0.5 where `can_choose_threshold` says no."
     return best_threshold(labels, probs) if can_choose_threshold(labels) else 0.5
 
-# %% ../nbs/31_metrics.ipynb #9e2c3e6d
+# %% ../nbs/31_metrics.ipynb #ff2423dd
 SAME_SCORE = 1e-5
 
 
@@ -150,6 +150,13 @@ def group_weights(
         raise ConfigError(f"n_resamples is {n_resamples}: ask for at least 1, better 2000")
     draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
     return draws.astype(np.float64)
+
+# %% ../nbs/31_metrics.ipynb #7296bab4
+def count_pairs(
+    pairs: pd.DataFrame,  # with label and group_id
+) -> dict[str, int]:  # pairs, positives, groups
+    "How much there is to score on."
+    return {"pairs": len(pairs), "positives": int(pairs.label.sum()), "groups": int(pairs.group_id.nunique())}
 
 # %% ../nbs/31_metrics.ipynb #12ff6826
 def confusion_by_group(
@@ -217,7 +224,7 @@ def resampled_scores(
     counts = weights @ confusion_by_group(rows, labels, probs >= prediction[1])
     return f1_of_counts(counts) if metric == "f1" else mcc_of_counts(counts)
 
-# %% ../nbs/31_metrics.ipynb #13a2da29
+# %% ../nbs/31_metrics.ipynb #2adf1f7e
 MAX_LEFT_OUT = 1000  # with more groups than that, this many sets of whole groups are left out in turn
 
 

@@ -32,6 +32,7 @@ from .errors import StudyError, UserError, guarded
 from .identity import changes_of, open_study, pin_variants, refuse_changes, study_identity, used_methods
 from .ledger import Ledger
 from .manifest import write_manifest
+from .metrics import count_pairs
 from .objective import Objective, keep_sizes, kept_sizes, sampler_notice
 from .prepare import Data, augmentation_methods, load_data, make_setup, study_variants
 from .processes import Interrupted, StopRequest, stoppable, this_process
@@ -190,6 +191,7 @@ def _opened(cfg: Config, data: Data | None) -> Iterator[StudyRun]:
     with study_log(cfg, data):
         run = StudyRun(cfg, data, open_study(cfg, data))
         run.study.set_user_attr("n_trials", cfg.n_trials)
+        run.study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
         yield run
 
 

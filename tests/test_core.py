@@ -310,8 +310,9 @@ def test_the_refit_scores_at_the_size_that_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "criteria_hpo.evaluate.predict", lambda setup, rows: sizes.append(setup.eval_batch_size) or predict(setup, rows)
     )
-    probs, threshold = refit_best(run)
-    assert sizes and sizes[0] <= 4 and rows[-1] <= 4 and len(probs) == len(run.data.test) and 0 <= threshold <= 1
+    refit = refit_best(run)
+    assert sizes and sizes[0] <= 4 and rows[-1] <= 4 and len(refit.probs) == len(run.data.test)
+    assert len(refit.held_out) == len(refit.inner) > 0
 
 
 def test_a_diverging_trial_is_pruned_and_the_study_goes_on(tmp_path, monkeypatch):
