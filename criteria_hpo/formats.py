@@ -48,8 +48,10 @@ def make_ids(rows: pd.DataFrame, source: str) -> pd.DataFrame:
         ids = text_ids(rows[MADE[ours]], MADE[ours])
         rows = rows.assign(**{ours: ids, MADE[ours]: rows[MADE[ours]].groupby(ids).transform("first")})
     if lacking:
-        counts = [f"{rows[ours].nunique()} for {ours}" for ours in lacking]
-        logger.warning("%s: ids are made from the texts, equal texts have one: %s", source, ", ".join(counts))
+        counts = [f"{rows[ours].nunique()} {ours}" for ours in lacking]
+        logger.warning(
+            "%s: no ids in the file, so they are made from the texts, one for all copies of a text: %s", source, ", ".join(counts)
+        )
     return rows
 
 # %% ../nbs/10b_formats.ipynb #4acdb08d
@@ -144,9 +146,11 @@ def _with_texts(rows: pd.DataFrame, criteria: Mapping[str, str], source: str, to
 
 # %% ../nbs/10b_formats.ipynb #61868bbb
 def _flags(table: pd.DataFrame, used: Mapping[str, str | None]) -> list[str]:
-    """The columns that hold nothing but 0 and 1 (and blanks), and are none of those in use."""
+    """The columns that hold nothing but 0, 1 and blanks, and are none of those in use; none where no cell is 1."""
     free = [name for name in dict.fromkeys(table.columns) if name not in used.values() and isinstance(table[name], pd.Series)]
-    return [str(name) for name in free if {"1"} <= set(map(plain_label, table[name])) <= {"0", "1", ""}]
+    values = {str(name): {*map(plain_label, table[name])} - {""} for name in free}
+    flags = {name: cells for name, cells in values.items() if cells and cells <= {"0", "1"}}
+    return list(flags) if "1" in set().union(*flags.values()) else []
 
 
 def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -156,8 +160,8 @@ def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapp
     flags = _flags(table, names)
     if names["label"] not in table.columns and flags:
         raise DataError(
-            f"{source}: column {names['label']} is missing, and {', '.join(flags[:9])} hold 0 and 1; is each of them a "
-            f"criterion, then set data.layout=wide and data.criteria_path"
+            f"{source}: column {names['label']} is missing, but there are columns of 0 and 1 ({', '.join(flags[:9])}); where "
+            f"each is a criterion, set data.layout=wide and data.criteria_path"
         )
     required = tuple(ours for ours in REQUIRED if names[ours])
     rows = make_ids(drop_blank_rows(take_columns(table, names, required, source)), source)
@@ -245,7 +249,7 @@ def _met(cells: pd.Series, known: Mapping[str, str | None], source: str, column:
     for row, names in named.items():
         if strange := [name for name in names if name not in known]:
             raise DataError(
-                f"{source}, row {row}: its {column} names what is none of the criteria ({', '.join(list(known)[:9])})"
+                f"{source}, row {row}: {column} holds a name that is none of the criteria ({', '.join(list(known)[:9])})"
                 f"{did_you_mean(strange[0], known)}; mend it, or say what it means by data.symptoms.NAME=CRITERION "
                 f"(null: nothing)"
             )
