@@ -249,9 +249,9 @@ def jackknife_interval(
     middle, half, n = np.mean(span), np.ptp(span) / 2, len(left_out)
     scores = np.arctanh(np.clip((np.append(left_out, estimate) - middle) / half, -0.999, 0.999))
     without, at = scores[:-1], scores[-1]
+    if np.ptp(left_out) < 1e-12:
+        return (0.025 ** (1 / effective) if np.isclose(estimate, span[1]) else estimate), estimate
     error = np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2))
-    if error == 0:
-        return (0.025 ** (1 / effective) if estimate == span[1] else estimate), estimate
     reach = stats.t.ppf(0.975, max(effective - 1, 1)) * error
     low, high = middle + half * np.tanh([at - reach, at + reach])
     return float(min(low, estimate)), float(max(high, estimate))
