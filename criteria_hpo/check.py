@@ -30,7 +30,9 @@ def pairs_table(cfg: Config, data: Data) -> tuple[pd.DataFrame, str]:
 # %% ../nbs/56_check.ipynb #2bf58430
 def command_check_data(cfg: Config) -> None:
     "Reads and checks the data as a study would, and prints what they hold."
-    data = load_data(cfg)
+    from criteria_hpo.checks import check_study
+
+    data = check_study(cfg, load_data(cfg))
     table, meaning = pairs_table(cfg, data)
     print(f"{len(data.dev):,} pairs for the search, {len(data.test):,} locked away for the test\n")
     print(f"For the search, by criterion\n{table.round(4).to_string()}\n{meaning}\n")

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 
+import numpy as np
 import pandas as pd
 
 from .config import Config, DataConfig
 from .corpora import load_corpus
 from .errors import DataError
-from .folds import Fold, folds_hash, make_folds, refit_fold, remarks_on_folds, remarks_on_test, split_test
+from .folds import Fold, check_test, folds_hash, make_folds, refit_fold, remarks_on_folds, remarks_on_test, split_test
+from .given_split import GivenSplit, read_given_split
 from .pairs import pairs_hash
 
 logger = logging.getLogger("criteria_hpo")
@@ -55,6 +57,30 @@ class Data:
         return {"data": pairs_hash(both), "split": pairs_hash(self.test), "folds": folds_hash(self.dev, self.folds)}
 
 # %% ../nbs/16_dataset.ipynb #e31f2af9
+def _given_folds(cfg: Config, pairs: pd.DataFrame, dev: pd.DataFrame, given: GivenSplit | None) -> np.ndarray | None:
+    "The part of each dev row, 0 to n_folds - 1, where the file names folds; a `DataError` where data.n_folds is another number."
+    if given is None or given.folds is None:
+        return None
+    if given.n_folds != cfg.data.n_folds:
+        raise DataError(
+            f"the file names {given.n_folds} folds, and data.n_folds is {cfg.data.n_folds}; set data.n_folds={given.n_folds}, "
+            f"or ignore the column by data.columns.split=null"
+        )
+    of_group = pd.Series(given.folds, pairs.group_id).groupby(level=0).first()
+    return of_group[dev.group_id].to_numpy()
+
+
+def _say_given(cfg: Config, given: GivenSplit, n_test: int) -> str:
+    "Which of the file's parts are used, and in place of what."
+    fraction = f"data.test_fraction={cfg.data.test_fraction:g}"
+    test = (
+        f"its test part ({n_test} pairs) in place of {fraction}" if given.test.any() else f"no test part, so {fraction} cuts one"
+    )
+    folds = f"its {given.n_folds} folds" if given.n_folds else "folds cut from the other pairs"
+    joined = f", its validation part ({given.validation.sum()} pairs) among them" if given.validation.any() else ""
+    return f"the file's own split is used: {test}, {folds}{joined}; data.columns.split=null ignores it"
+
+
 def _corpus_of(data: DataConfig, n_groups: int) -> str:
     "Where the pairs of so many groups come from, with the settings that made them fewer, as a message names it."
     part = [f"data.max_groups={data.max_groups}"] if data.max_groups == n_groups else []
@@ -65,11 +91,21 @@ def _corpus_of(data: DataConfig, n_groups: int) -> str:
 def cut_pairs(cfg: Config, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Fold, ...]]:
     "(dev, test, folds) of the pairs; a line of the log for each way in which the cut is not what was asked."
     fraction, inner = cfg.data.test_fraction, cfg.training.early_stopping.fraction
-    dev, test = split_test(pairs, fraction, cfg.seed)
-    folds = make_folds(dev, cfg.data.n_folds, cfg.seed, inner)
+    given = read_given_split(pairs, cfg.data.columns.split or "split")
+    if given is None or not given.test.any():
+        dev, test = split_test(pairs, fraction, cfg.seed)
+        remarks = remarks_on_test(dev, test, fraction) if fraction else []
+    else:
+        dev, test = (pairs[rows].reset_index(drop=True) for rows in (~given.test, given.test))
+        check_test(dev, test, "ignore the column by data.columns.split=null")
+        remarks = []
+    parts = _given_folds(cfg, pairs, dev, given)
+    dev, test = dev.drop(columns="split", errors="ignore"), test.drop(columns="split", errors="ignore")
+    folds = make_folds(dev, cfg.data.n_folds, cfg.seed, inner, parts)
     refit_fold(dev, len(test), cfg.seed, inner)
-    for remark in (remarks_on_test(dev, test, fraction) if fraction else []) + remarks_on_folds(dev, folds, inner):
-        logger.warning("%s: %s", _corpus_of(cfg.data, pairs.group_id.nunique()), remark)
+    lines = [_say_given(cfg, given, len(test))] if given else []
+    for line in [*lines, *remarks, *remarks_on_folds(dev, folds, inner)]:
+        logger.warning("%s: %s", _corpus_of(cfg.data, pairs.group_id.nunique()), line)
     return dev, test, folds
 
 

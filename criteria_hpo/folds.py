@@ -229,8 +229,10 @@ def _check_fold(dev: pd.DataFrame, fold: Fold, n_folds: int) -> None:
         )
 
 # %% ../nbs/12_folds.ipynb #daa38a6f
-def make_folds(dev: pd.DataFrame, n_folds: int = 5, seed: int = 0, inner_fraction: float = 0.1) -> tuple[Fold, ...]:
-    """Folds 1 to n_folds of the dev pairs, by `deal_groups`.
+def make_folds(
+    dev: pd.DataFrame, n_folds: int = 5, seed: int = 0, inner_fraction: float = 0.1, parts: np.ndarray | None = None
+) -> tuple[Fold, ...]:
+    """Folds 1 to n_folds of the dev pairs, by `deal_groups`, or of the given `parts`, 0 to n_folds - 1, of its rows.
 
     Every row is valid in exactly one fold; `inner_fraction` of the other groups of a fold becomes its inner part.
     Row positions refer to `dev` as it is given. Raises ConfigError for impossible settings, DataError when there are
@@ -245,7 +247,7 @@ def make_folds(dev: pd.DataFrame, n_folds: int = 5, seed: int = 0, inner_fractio
         mend = f"lower data.n_folds to {n_groups}, or {OTHERS}" if n_groups >= 3 else OTHERS
         raise DataError(f"groups that are left for the search: {n_groups}, too few for data.n_folds={n_folds}; {mend}")
     _check_both_labels(dev)
-    parts = deal_groups(dev, n_folds, seed)
+    parts = deal_groups(dev, n_folds, seed) if parts is None else parts
     folds = tuple(_make_fold(dev, parts, number, seed, inner_fraction) for number in range(1, n_folds + 1))
     for fold in folds:
         _check_fold(dev, fold, n_folds)

@@ -22,6 +22,7 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from .batching import bucketed_batches
+from .checks import check_study
 from .config import Config, HParams, studies_root
 from .epoch import Diverged, TrainingSetup, fold_seed, predict, train_epoch, watch, watched_rows
 from .errors import ConfigError, StudyError, guarded
@@ -30,7 +31,7 @@ from .foldtable import EpochRow, TableFolder
 from .identity import differences, study_identity
 from .metrics import METRICS
 from .notebooks import config_from_parameters, read_parameters, template_parameters
-from .prepare import Data, load_data, make_setup
+from .prepare import Data, make_setup
 from .search_space import Dimension, largest_batch_size, parse_space, reachable_options, sample
 from .study import searchable
 from .trainer import start_run
@@ -119,7 +120,7 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
     """
     if repeats < 1:
         raise ConfigError(f"--repeats={repeats}: must be at least 1; 2 or more tell signal from noise and judge pruners")
-    data, declared, table = load_data(cfg), parse_space(cfg.hpo.search_space), TableFolder(folder)
+    data, declared, table = check_study(cfg), parse_space(cfg.hpo.search_space), TableFolder(folder)
     about = same_table(table, about_table(cfg, data, repeats))
     largest = largest_batch_size(declared, cfg.hpo.default_setting)
     setup = make_setup(cfg, data, largest, options=reachable_options(declared, cfg))

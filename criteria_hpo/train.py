@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from .checkpoint import Checkpoints
+from .checks import check_study
 from .config import Config, make_study_dir
-from .dataset import Data, load_data
+from .dataset import Data
 from .epoch import Diverged
 from .errors import ConfigError
 from .files import write_whole
@@ -149,7 +150,7 @@ def train_setting(cfg: Config, data: Data | None = None) -> Trained:
     asked to stop.
     """
     check_setting(cfg)
-    data = data or load_data(cfg)
+    data = check_study(without_space(cfg), data)
     with study_log(cfg, data), stoppable("finishing the running fold, then stopping; once more to stop now") as request:
         trained = read_trained(make_study_dir(cfg) / "train.json", train_key(cfg, data))
         try:
