@@ -133,6 +133,7 @@ def load_encoder(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=1,
+            problem_type=None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             use_safetensors=True,

