@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Picture
-from plotly.graph_objects import Figure, Scatter
+from plotly.graph_objects import Scatter
 from plotly.subplots import make_subplots
 
 from .config import PatienceConfig, PrunerConfig
+from .figures import Figure
 from .foldtable import FoldTable
 from .many_studies import lay_out_many, replay_many
 from .pruning import Decide, decide

@@ -13,10 +13,11 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure as Picture
-from plotly.graph_objects import Figure, Scatter
+from plotly.graph_objects import Scatter
 from plotly.subplots import make_subplots
 
 from .config import PrunerConfig
+from .figures import Figure
 from criteria_hpo.pruning import (
     TOP,
     Curve,

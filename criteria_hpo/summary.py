@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Picture
-from plotly.graph_objects import Bar, Figure
+from plotly.graph_objects import Bar
 from plotly.subplots import make_subplots
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 
+from .figures import Figure
 from .pairs import summarise_pairs
 
 # %% ../nbs/15_summary.ipynb #590f01b4

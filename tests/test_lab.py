@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -26,6 +27,13 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
+
+# A figure as ours are shown, and one as plotly shows it left alone.
+FIGURE = """from criteria_hpo.figures import Figure
+figure = Figure({"data": [{"type": "bar", "y": [1, 2]}]})
+figure"""
+NAIVE = """from IPython.display import display
+display({"application/vnd.plotly.v1+json": {"data": [{"type": "bar", "y": [1, 2]}], "layout": {}}}, raw=True)"""
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)} is on the path")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -67,6 +75,9 @@ def lab(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
     (folder / "studies").mkdir()
     shutil.copy(root / "studies" / "hpo.ipynb", folder / "studies")
+    cells = [nbformat.v4.new_code_cell(source) for source in (FIGURE, NAIVE)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "figure.ipynb")
     for name, setting in SETTINGS.items():
         file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
@@ -134,3 +145,24 @@ def test_study_notebook_runs_in_the_lab(lab: Lab, root: Path) -> None:
         assert stderr.count() == 0, f"red output: {stderr.all_inner_texts()}"
         browser.close()
     assert {"manifest.json", "study.db", "plots"} <= {path.name for path in (lab.folder / "studies" / "smoke").iterdir()}
+
+
+def test_a_figure_in_the_lab_has_no_button_that_sends_it_away(lab: Lab) -> None:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1200})
+        page.goto(f"{lab.url}/lab/tree/figure.ipynb?token={TOKEN}")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        wait_until(lambda: "idle" in (lab.kernels() or []), 60, "the kernel starts")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        outputs = page.locator(".jp-OutputArea-output")
+        for number in (0, 1):
+            outputs.nth(number).locator(".modebar-btn").first.wait_for(state="attached", timeout=60_000)
+        ours, naive = (
+            [button.get_attribute("data-title") or "" for button in outputs.nth(number).locator(".modebar-btn").all()]
+            for number in (0, 1)
+        )
+        browser.close()
+    assert any("share" in title.lower() for title in naive), "a renderer without the button: this test proves nothing now"
+    assert len(ours) > 3 and not [title for title in ours if "share" in title.lower()]
