@@ -10,9 +10,13 @@ import warnings
 
 import optuna
 import optuna.visualization as html_plots
+from optuna.trial import FrozenTrial
+from plotly.graph_objects import Bar, Scatter
+from plotly.subplots import make_subplots
+
+from .figures import Figure, page
 from criteria_hpo.plot_data import (
     MISSING,
-    PLOTS,
     STATE_COLOURS,
     best_lines,
     best_number,
@@ -23,11 +27,6 @@ from criteria_hpo.plot_data import (
     report_names,
     see_through,
 )
-from optuna.trial import FrozenTrial
-from plotly.graph_objects import Bar, Scatter
-from plotly.subplots import make_subplots
-
-from .figures import Figure, page
 
 # %% ../nbs/49c_pages.ipynb #686f1dc0
 def _importances_page(study: optuna.Study) -> Figure:

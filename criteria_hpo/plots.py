@@ -17,6 +17,16 @@ import matplotlib
 import optuna
 import optuna.visualization.matplotlib as png_plots
 import pandas as pd
+from IPython.display import Image, Markdown, display
+from matplotlib import dates, ticker
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .errors import StudyError
+from .figures import Figure as HtmlFigure
+from .figures import figures_folder, page
+from .files import write_whole
 from .pages import draw_html
 from criteria_hpo.plot_data import (
     MISSING,
@@ -32,16 +42,6 @@ from criteria_hpo.plot_data import (
     report_names,
     see_through,
 )
-from IPython.display import Image, Markdown, display
-from matplotlib import dates, ticker
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from .errors import StudyError
-from .figures import Figure as HtmlFigure
-from .figures import figures_folder, page
-from .files import write_whole
 
 # %% ../nbs/50_plots.ipynb #5200631b
 @contextmanager
