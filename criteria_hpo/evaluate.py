@@ -189,7 +189,7 @@ def constant_remarks(predictions: Predictions) -> list[str]:
     "A sentence for each model, but for those that are meant to be constant, with one score or one answer for all test pairs."
     said = []
     for name, (probs, threshold) in predictions.items():
-        answer, short = constant_answer(probs, threshold), name.split(" + ")[0]
+        answer, short = constant_answer(probs, threshold), "The encoder" if name == ENCODER else name.split(" + ")[0]
         if name in CONSTANTS:
             continue
         if constant_scores(probs):

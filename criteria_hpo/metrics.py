@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['METRICS', 'MIN_FOR_THRESHOLD', 'SAME_SCORE', 'INTERVAL_METRICS', 'Prediction', 'MAX_LEFT_OUT', 'check_scores', 'f1',
            'average_precision', 'roc_auc', 'matthews', 'score_all', 'best_threshold', 'can_choose_threshold',
-           'choose_threshold', 'constant_answer', 'constant_scores', 'constant_answer_of', 'group_weights',
-           'count_pairs', 'confusion_by_group', 'f1_of_counts', 'mcc_of_counts', 'weighted_average_precision',
-           'resampled_scores', 'effective_groups', 'jackknife_interval', 'group_intervals', 'paired_difference']
+           'choose_threshold', 'constant_answer', 'constant_scores', 'constant_answer_of', 'constant_scores_of',
+           'group_weights', 'count_pairs', 'confusion_by_group', 'f1_of_counts', 'mcc_of_counts',
+           'weighted_average_precision', 'resampled_scores', 'effective_groups', 'jackknife_interval',
+           'group_intervals', 'paired_difference']
 
 # %% ../nbs/31_metrics.ipynb #d1e9c87f
 from collections.abc import Callable
@@ -136,6 +137,11 @@ def constant_answer_of(metrics: dict[str, float]) -> str | None:
     """
     recall = metrics["recall"] if metrics["mcc"] == 0 else None
     return {0.0: "no", 1.0: "yes"}.get(recall)
+
+
+def constant_scores_of(metrics: dict[str, float]) -> bool:
+    "Whether the scores of `score_all` are those of one score for all pairs: one answer, and an area of 0.5 to the last bit."
+    return constant_answer_of(metrics) is not None and metrics["roc_auc"] == 0.5
 
 # %% ../nbs/31_metrics.ipynb #f143b5b3
 def group_weights(
