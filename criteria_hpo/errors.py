@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEBUG_VARIABLE', 'KINDS', 'BOUNDS', 'Schema', 'EXIT_USER_ERROR', 'EXIT_NOBODY_READS', 'debug_wanted', 'UserError',
            'DataError', 'ConfigError', 'ModelError', 'StudyError', 'did_you_mean', 'permitted', 'written', 'schema_at',
-           'first_problem', 'guarded']
+           'keys_of_section', 'first_problem', 'guarded']
 
 # %% ../nbs/00_errors.ipynb #f65d32ec
 import difflib
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -114,6 +114,27 @@ def _member(schema: Schema, name: str) -> Schema | None:
     entries = schema.get("additionalProperties")
     return schema.get("properties", {}).get(name) or (entries if isinstance(entries, dict) else None)
 
+# %% ../nbs/00_errors.ipynb #bbe91df5
+def _takes(schema: Schema, value: Any) -> Any:
+    "What a setting of this schema would make of a scalar: the value, the choice it is near to, or None where it takes neither."
+    options = schema.get("anyOf", [schema])
+    choices = [c for option in options for c in [*option.get("enum", []), option.get("const")] if isinstance(c, str)]
+    if isinstance(value, str):
+        close = difflib.get_close_matches(value.casefold(), choices, n=1, cutoff=0.6)
+        return close[0] if close else None
+    kinds = {bool: ("boolean",), int: ("integer", "number"), float: ("number",)}.get(type(value), ())
+    fits = any(o.get("type") in kinds and o.get("minimum", value) <= value <= o.get("maximum", value) for o in options)
+    return value if fits else None
+
+
+def keys_of_section(model: type[BaseModel], path: Sequence[str | int], value: Any) -> str:
+    "The keys of the section at `path`, those first that would take the value, as words; empty where its names are the user's."
+    keys = (schema_at(model, path) or {}).get("properties", {})
+    where = ".".join(map(str, path))
+    fitting = {key: _takes(schema_at(model, [*path, key]) or {}, value) for key in keys}
+    meant = " or ".join(f"{where}.{key}={written(fits)}" for key, fits in fitting.items() if fits is not None)
+    return f"; write {meant}" if meant else f"; its keys are {', '.join(keys)}" if keys else ""
+
 # %% ../nbs/00_errors.ipynb #7b5062c1
 def first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     "pydantic's first complaint as `path=given: must be …`, or as an unknown setting with a guess."
@@ -128,6 +149,8 @@ def first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     if not path or e["type"] == "value_error":
         return f"{where + ': ' if where else ''}{e['msg'].removeprefix('Value error, ')}"
     given = written(e["input"])
+    if "properties" in schema and not isinstance(e["input"], dict | list):
+        return f"{where}={given}: is a section of settings{keys_of_section(model, path, e['input'])}"
     return f"{where}={given}: must be {permitted(schema)}{did_you_mean(given, schema.get('enum', []))}"
 
 # %% ../nbs/00_errors.ipynb #25949b58

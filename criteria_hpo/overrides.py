@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['logger', 'STORAGE_VARIABLE', 'OLD_KEYS', 'UNREADABLE', 'NO_PLACE', 'safe_url', 'refuse_password', 'check_words',
-           'quote_override', 'hydra_words', 'refuse_twice', 'translate_old_keys', 'compose_words']
+           'quote_override', 'hydra_words', 'refuse_twice', 'name_models', 'translate_old_keys', 'compose_words']
 
 # %% ../nbs/03_overrides.ipynb #ec22258b
+import difflib
 import logging
 import os
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -119,6 +121,40 @@ def refuse_twice(words: list[str]) -> None:
         if before[0] != name and before[1] != value:
             raise ConfigError(f"{'='.join(before)} and {name}={value} are the same setting, {meant}; give one of them")
 
+# %% ../nbs/03_overrides.ipynb #a21d565b
+def _choices(group: str) -> list[str]:
+    "The files of a group of the configuration; none where there is no such group."
+    folder = resources.files("criteria_hpo.configs").joinpath(group)
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()) if group and folder.is_dir() else []
+
+
+def _is_model(value: str) -> bool:
+    "Whether the value of `model=` names a model itself: a folder, a path, a hub id or an asset of the registry."
+    if value.startswith(("/", ".", "~", "registry:")) or (value and Path(value).is_dir()):
+        return True
+    if difflib.get_close_matches(value.casefold(), _choices("model"), n=1, cutoff=0.7):
+        return False
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", value) or re.fullmatch(r"\w[\w.]*-[\w.-]+", value) or value.count("/") > 1)
+
+
+def name_models(words: list[str]) -> list[str]:
+    """The words, with `model=NAME` read as `model=hub model.model_name=NAME` where NAME is no choice but can be a model.
+
+    Raises a `ConfigError` for a name near to a choice, and for two models.
+    """
+    read, named, other = [], None, None
+    for word in words:
+        setting, _, value = word.lstrip("+").partition("=")
+        other = value if setting == "model.model_name" else other
+        if setting == "model" and value not in _choices("model") and _is_model(value):
+            named = value
+            read += ["model=hub", f"model.model_name={value}"]
+        else:
+            read.append(word)
+    if named and other and named != other:
+        raise ConfigError(f"model={named} and model.model_name={other} name two models; give one of them")
+    return read
+
 # %% ../nbs/03_overrides.ipynb #2528f132
 def translate_old_keys(tree: DictConfig) -> None:
     "Moves the keys of `OLD_KEYS` to where they belong; a logged line says what each means here."
@@ -163,12 +199,6 @@ def _culprit(words: list[str], model: type[BaseModel]) -> str:
     return " ".join(words)
 
 
-def _choices(group: str) -> list[str]:
-    "The files of a group of the configuration; none where there is no such group."
-    folder = resources.files("criteria_hpo.configs").joinpath(group)
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()) if group and folder.is_dir() else []
-
-
 def _all_keys(model: type[BaseModel]) -> list[str]:
     "Every dotted setting of the default configuration, and the names of its groups."
 
@@ -179,12 +209,21 @@ def _all_keys(model: type[BaseModel]) -> list[str]:
     return [key for key in walk(_compose([], model), "") if key] + ["preset"]
 
 # %% ../nbs/03_overrides.ipynb #78a3ac96
+def _way(group: str, choice: str) -> str:
+    "How to name what is no choice of a group: a model of the hub, a file of pairs."
+    if group == "model" and re.fullmatch(r"[\w.-]+", choice):
+        return f"; a model of the hub or a folder: model=hub model.model_name={choice}"
+    if group == "data" and Path(choice).suffix:
+        return f"; a file of your own: data=pairs data.path={choice}"
+    return ""
+
+
 def _hydra_line(err: Exception, words: list[str], model: type[BaseModel]) -> str:
     "Hydra's or OmegaConf's complaint on one line."
     if isinstance(err, MissingConfigException) and err.missing_cfg_file:
-        group, _, choice = err.missing_cfg_file.rpartition("/")
-        options = sorted(err.options or [])
-        return f"{group}={choice}: no such choice{did_you_mean(choice, options)}; there are {', '.join(options)}"
+        group, _, choice = err.missing_cfg_file.partition("/")
+        options, way = sorted(err.options or []), _way(group, choice)
+        return f"{group}={choice}: no such choice{did_you_mean(choice, options)}; there are {', '.join(options)}{way}"
     word = _culprit(words, model)
     name, _, value = word.lstrip("+").partition("=")
     if options := _choices(name):
@@ -201,6 +240,7 @@ def compose_words(words: list[str], model: type[BaseModel]) -> dict[str, Any]:
     "The tree that the words make, not yet checked against the model; a `ConfigError` with one line where they make none."
     check_words(words)
     refuse_twice(words)
+    words = name_models(words)
     try:
         return _compose(words, model)
     except FileNotFoundError:
