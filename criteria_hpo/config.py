@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Place', 'Term', 'RESERVED', 'StudyName', 'Storage', 'Searched', 'NOT_IDENTITY', 'ColumnNames', 'DataConfig',
            'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'TrainingConfig', 'AugmentationConfig',
-           'PatienceConfig', 'PrunerConfig', 'SamplerConfig', 'HpoConfig', 'pruner_problem', 'Config', 'studies_root',
-           'study_dir', 'storage_url', 'make_study_dir', 'identity', 'config_hash', 'load_config']
+           'PatienceConfig', 'PrunerConfig', 'SamplerConfig', 'HpoConfig', 'pruner_problem', 'Config', 'checkout',
+           'studies_root', 'study_dir', 'storage_url', 'make_study_dir', 'identity', 'config_hash', 'load_config']
 
 # %% ../nbs/04_config.ipynb #483fa710
 import hashlib
@@ -283,18 +283,21 @@ class Config(Frozen):
         return self.hpo.default_setting.model_copy(update=shared | self.hpo.default_setting.options())
 
 # %% ../nbs/04_config.ipynb #4a9bcd49
-def studies_root(start: str | Path | None = None) -> Path:
-    "The `studies/` folder of the checkout around `start` (default: here), else `./studies`."
-    if env := os.environ.get("CRITERIA_HPO_STUDIES"):
-        return Path(os.path.expanduser(env))
+def checkout(start: str | Path | None = None) -> Path | None:
+    "The checkout around `start` (default: here), the folder that holds `settings.ini` and `studies/`; None outside of one."
     try:
         here = Path(start or Path.cwd()).resolve()
     except FileNotFoundError:
         raise StudyError(NO_PLACE) from None
-    for folder in (here, *here.parents):
-        if (folder / "settings.ini").is_file() and (folder / "studies").is_dir():
-            return folder / "studies"
-    return here / "studies"
+    around = (here, *here.parents)
+    return next((f for f in around if (f / "settings.ini").is_file() and (f / "studies").is_dir()), None)
+
+
+def studies_root(start: str | Path | None = None) -> Path:
+    "The `studies/` folder of the checkout around `start` (default: here), else `./studies`."
+    if env := os.environ.get("CRITERIA_HPO_STUDIES"):
+        return Path(os.path.expanduser(env))
+    return (checkout(start) or Path(start or Path.cwd()).resolve()) / "studies"
 
 # %% ../nbs/04_config.ipynb #232199cf
 def study_dir(cfg: Config) -> Path:
