@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEBUG_VARIABLE', 'KINDS', 'BOUNDS', 'Schema', 'EXIT_USER_ERROR', 'EXIT_NOBODY_READS', 'debug_wanted', 'UserError',
-           'DataError', 'ConfigError', 'ModelError', 'StudyError', 'did_you_mean', 'permitted', 'written', 'schema_at',
-           'keys_of_section', 'first_problem', 'guarded']
+           'DataError', 'ConfigError', 'ModelError', 'StudyError', 'did_you_mean', 'looked_in', 'permitted', 'written',
+           'schema_at', 'keys_of_section', 'first_problem', 'guarded']
 
 # %% ../nbs/00_errors.ipynb #f65d32ec
 import difflib
@@ -61,6 +61,12 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     others = {str(o).casefold(): str(o) for o in options if str(o) != str(word)}
     close = difflib.get_close_matches(str(word).casefold(), others, n=1, cutoff=0.6)
     return f" (did you mean '{others[close[0]]}'?)" if close else ""
+
+# %% ../nbs/00_errors.ipynb #3f369654
+def looked_in(path: str | os.PathLike[str]) -> str:
+    "Which folder a missing file was looked for in, in words; a relative path counts from the working directory."
+    folder = os.path.dirname(os.path.abspath(path))
+    return f"looked in {folder}" if os.path.isdir(folder) else f"there is no folder {folder}"
 
 # %% ../nbs/00_errors.ipynb #e4b9d421
 KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "array": "a list"}

@@ -30,7 +30,7 @@ from .config import Config, checkout, load_config, make_study_dir, storage_url, 
 from .crew import cause_of_death
 from .database import GO_ON
 from .dataset import load_data
-from .errors import ConfigError, StudyError, did_you_mean, guarded
+from .errors import ConfigError, StudyError, did_you_mean, guarded, looked_in
 from .overrides import refuse_password, safe_url
 from .processes import Interrupted, stoppable
 from .progress import progress_bar
@@ -83,7 +83,7 @@ def template_parameters(template: str | Path) -> dict[str, Any]:
     "Names and defaults of the template's one `parameters` cell; a `StudyError` when there is not exactly one."
     path = Path(os.path.expanduser(template))
     if not path.is_file():
-        raise StudyError(f"{path}: no such notebook; run from the checkout, or name one with --template")
+        raise StudyError(f"{path}: no such notebook ({looked_in(path)}); run from the checkout, or name one with --template")
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
@@ -99,6 +99,8 @@ def _read_yaml(params_file: str | Path) -> dict[str, Any]:
     path = Path(os.path.expanduser(params_file))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file of parameters ({looked_in(path)})") from None
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(f"{path}: cannot read the parameters ({type(err).__name__}); give a YAML file") from None
     if not isinstance(values or {}, dict):
@@ -173,12 +175,9 @@ def _died(output: Path, err: RuntimeError) -> RuntimeError:
     "What is said of a kernel that died, with the cell that it was at and the way on; the notebook is marked."
     status = WatchedKernel.exit_status
     why = str(err) if status is None else f"the kernel died ({cause_of_death(status)})"
-    less = (
-        "; where memory was short, free some, take fewer workers, or begin a new study with a smaller training.physical_batch_size"
-        if status == -signal.SIGKILL
-        else ""
-    )
-    return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {GO_ON}{less}")
+    less = "; where memory was short, free some, take fewer workers, or begin a new study with a smaller physical batch"
+    killed = less if status == -signal.SIGKILL else ""
+    return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {GO_ON}{killed}")
 
 
 def _interrupt_kernels() -> None:

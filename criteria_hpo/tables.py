@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import DataError
+from .errors import DataError, looked_in
 
 # %% ../nbs/05_tables.ipynb #f9db2f49
 HALF = re.compile("[\ud800-\udfff]")
@@ -261,7 +261,7 @@ def _check_file(path: Path, setting: str) -> None:
 def _trouble(err: Exception, path: Path, setting: str) -> DataError:
     """The one line for an exception of the file system or of an unpacker."""
     if isinstance(err, FileNotFoundError):
-        return DataError(f"{path}: no such file; check {setting} (it is read relative to the working directory)")
+        return DataError(f"{path}: no such file; check {setting} ({looked_in(path)})")
     if isinstance(err, OSError) and err.errno:
         return DataError(f"{path}: cannot be read ({err.strerror}); check the file's permissions and disk, or {setting}")
     return DataError(

@@ -345,7 +345,7 @@ CASES = [
         "criteria of nobody",
         "a.csv",
         TRUTH + b"p1,a,FATIGUE,1\n",
-        ("~nosuchuser/c.json: cannot be read (No such file or directory); check data.criteria_path",),
+        ("~nosuchuser/c.json: no such file; check data.criteria_path",),
         ("data.criteria_path=~nosuchuser/c.json",),
         "groundtruth",
     ),
