@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from .assets import cache_dir, open_cache
 from .augmenters import Rewriter, contextual_augmenter, contextual_words, seeded, synonyms
+from .bars import make_bar
 from .config import AugmentationConfig
 from .errors import DataError, ModelError
 from .files import write_whole
@@ -210,9 +211,8 @@ def _batches(ids: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
 
 # %% ../nbs/13_augment.ipynb #fd574493
 def _bar(method: str, done: int, total: int) -> tqdm:
-    "A bar over pairs; silent under `CRITERIA_HPO_PROGRESS=0`."
-    silent = {"disable": True} if os.environ.get("CRITERIA_HPO_PROGRESS") == "0" else {}
-    return tqdm(desc=f"{method} variants", unit="pair", initial=done, total=total, **silent)
+    "A bar over pairs."
+    return make_bar(desc=f"{method} variants", unit="pair", initial=done, total=total)
 
 
 def _complete(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from .bars import make_bar
 from .database import impatient
 from .errors import StudyError
 from .ledger import Ledger, LedgerReader
@@ -40,6 +41,11 @@ class Progress:
         "The share of the work that is done, from 0 to 1."
         return round(self.work / self.expected, 4) if self.expected else 1.0
 
+    @property
+    def nothing_yet(self) -> bool:
+        "Whether no trial has begun, while data and model are made ready."
+        return self.n_trials > 0 and not (self.finished or self.running or self.work)
+
 # %% ../nbs/43_progress.ipynb #e119c642
 def read_progress(ledger: LedgerReader, n_trials: int, n_folds: int) -> Progress:
     "The study's account from the ledger; what is still to come is estimated by the folds of the finished trials."
@@ -54,11 +60,12 @@ def read_progress(ledger: LedgerReader, n_trials: int, n_folds: int) -> Progress
 
 # %% ../nbs/43_progress.ipynb #7cb716cc
 def describe(progress: Progress, n_folds: int) -> str:
-    "The words beside the bar: trial and fold (of several, how many), best so far."
+    "The words beside the bar: trial and fold (of several, how many), best so far; `starting` before the first trial."
     trial = "" if progress.trial is None else f"trial {progress.trial + 1}/{progress.n_trials}, fold {progress.fold}/{n_folds}, "
     if progress.running > 1:
         trial = f"{progress.running} trials under way, "
     best = "none yet" if progress.best is None else f"{progress.best:.4f}"
+    trial = "starting, " if progress.nothing_yet else trial
     return f"{trial}{progress.finished} of {progress.n_trials} done, best {best}"
 
 # %% ../nbs/43_progress.ipynb #675db5fc
@@ -81,15 +88,9 @@ PARTING_SECONDS = 2.0
 
 
 def open_bar(done: float) -> tqdm:
-    "A bar over the share of some work, from `done` to 1; silent under `CRITERIA_HPO_PROGRESS=0`."
-    return tqdm(
-        total=1,
-        initial=done,
-        dynamic_ncols=True,
-        smoothing=0,
-        disable=os.environ.get("CRITERIA_HPO_PROGRESS") == "0",
-        bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]",
-    )
+    "A bar over the share of some work, from `done` to 1; lines where stderr is a file, silent under `CRITERIA_HPO_PROGRESS=0`."
+    form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
+    return make_bar(total=1, initial=done, dynamic_ncols=True, smoothing=0, bar_format=form)
 
 # %% ../nbs/43_progress.ipynb #30547d0b
 @contextmanager
