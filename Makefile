@@ -1,13 +1,27 @@
 # criteria_hpo: `make help` lists what there is to do. Everything runs in .venv, which `make` builds when it is needed.
 
+# What each target takes, on the command line. make itself would take any word with a '=' for a variable of somebody's:
+# N_TRIAL=3 would start 2,000 trials.
+STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
+DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
+TARGETS       := help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
+	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab lint format test \
+	test-slow test-cuda readme export clean-outputs
+$(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
+TAKES.hpo        := $(STUDY_TAKES)
+TAKES.hpo_status := STUDY
+TAKES.demo       := AUG
+TAKES.lab        := ROOT IP PORT
+
 # Only the command line sets these: an environment that happens to have DATA or MODEL must not change a study.
-FROM_COMMAND_LINE := STUDY DATA DATA_PATH MODEL MODEL_NAME N_TRIALS PRESET OVERRIDES PARAMS AUG
+FROM_COMMAND_LINE := $(sort $(foreach t,$(TARGETS),$(TAKES.$t)))
 $(foreach v,$(FROM_COMMAND_LINE),$(if $(findstring environment,$(origin $(v))),$(eval $(v) :=)))
 
 # The Python that .venv is made from; empty: the first of python3, python3.13, ... that is 3.11 or newer.
 PYTHON      ?=
 # An extra package index to look for torch in, such as one that has CPU wheels or those of another CUDA version.
 TORCH_INDEX ?=
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 # Values are taken as they were typed (make would take the $b of a folder a$b for a variable of its own), and recipes read
 # them from their environment, so that spaces, quotes and dollars in them do no harm.
 TYPED := PYTHON TORCH_INDEX $(FROM_COMMAND_LINE)
@@ -23,10 +37,35 @@ PIP   := $(PY) -m pip -qq --disable-pip-version-check install -c constraints.txt
 BY_HAND := nbs studies/*.ipynb tests tools setup.py
 
 # $(call shell_word,VALUE): VALUE as one word of a shell command, in quotes only where it needs them.
+comma    := ,
 HARMLESS := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
             0 1 2 3 4 5 6 7 8 9 . , _ - / : = @ +
 without    = $(if $1,$(call without,$(wordlist 2,99,$1),$(subst $(firstword $1),,$2)),$2)
 shell_word = $(if $(call without,$(HARMLESS),$1),'$(subst ','\'',$1)',$1)
+
+# $(call nearest,WORD,NAMES): ` (did you mean NAME?)`, by the number of letters to change, or by a common beginning.
+define NEAREST
+function least(a, b) { return a < b ? a : b } \
+function changes(a, b,   i, j, row, old, kept) { \
+  for (j = 0; j <= length(b); j++) row[j] = j; \
+  for (i = 1; i <= length(a); i++) { old = row[0]; row[0] = i; \
+    for (j = 1; j <= length(b); j++) { kept = row[j]; \
+      row[j] = least(least(row[j], row[j - 1]) + 1, old + (substr(a, i, 1) != substr(b, j, 1))); old = kept } } \
+  return row[length(b)] } \
+BEGIN { word = toupper(ARGV[1]); best = 3; \
+  for (k = 2; k < ARGC; k++) if ((d = changes(word, ARGV[k])) < best) { best = d; name = ARGV[k] } \
+  for (k = 2; k < ARGC; k++) if (!name && (index(word, ARGV[k]) == 1 || index(ARGV[k], word) == 1)) name = ARGV[k]; \
+  if (name) printf " (did you mean %s?)", name }
+endef
+nearest = $(shell awk '$(NEAREST)' $(call shell_word,$1) $2)
+
+GOALS := $(or $(MAKECMDGOALS),help)
+TAKEN := $(foreach t,$(GOALS),$(TAKES.$t))
+ODD   := $(filter-out $(TAKEN) PYTHON TORCH_INDEX PY,$(GIVEN))
+ifneq ($(and $(ODD),$(if $(filter-out $(TARGETS),$(GOALS)),,ours)),)
+$(error make $(GOALS) does not take $(firstword $(ODD))$(call nearest,$(firstword $(ODD)),$(TAKEN)); it takes \
+$(or $(TAKEN),no variable but PYTHON and TORCH_INDEX)$(if $(filter OVERRIDES,$(TAKEN)),$(comma) and other settings as OVERRIDES="setting=value"))
+endif
 
 # $(call deberta,NAME,AUGMENTED,MODEL_NAME): the words of the search NAME of a DeBERTa-v3; no MODEL_NAME: that of model=deberta_nli.
 deberta = n_trials=$(call shell_word,$(or $(N_TRIALS),2000)) model=deberta_nli \
@@ -40,8 +79,7 @@ MOVED := moved
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug hpo_deberta_nli_noaug \
-	hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab lint format test test-slow test-cuda readme export clean-outputs study-name moved
+.PHONY: $(TARGETS) study-name moved
 .NOTPARALLEL:
 
 ##@ Running
@@ -51,9 +89,7 @@ demo: assets ## search hyperparameters on the demo corpus (10 trials, minutes); 
 	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml
 
 hpo: study-name venv ## a real study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
-	@[ -z "$$MODEL_NAME" ] || { \
-	  echo "MODEL_NAME goes with the hpo_deberta targets; here: MODEL=hub OVERRIDES=model.model_name=FOLDER_OR_ID" >&2; exit 2; }; \
-	set -- --study "$$STUDY" --params "$$PARAMS"; \
+	@set -- --study "$$STUDY" --params "$$PARAMS"; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
 	[ -z "$$DATA_PATH" ] || set -- "$$@" "data_path=$$DATA_PATH"; \
@@ -80,8 +116,15 @@ hpo_deberta_base_nli_noaug: hpo_deberta_nli_noaug
 hpo_status: study-name venv ## how far a study is: STUDY=name
 	@exec $(PY) -m criteria_hpo.cli command=status "hpo.study_name=$$STUDY"
 
-lab: venv ## open JupyterLab on the study notebook
-	@exec $(PY) -m jupyterlab studies/hpo.ipynb
+lab: venv ## open JupyterLab on the study notebook [PORT= IP=; ROOT=1: as root, in a container]
+	@case "$$ROOT" in 1) set -- --allow-root --no-browser ;; \
+	  ''|0) set --; [ "$$(id -u)" != 0 ] || { \
+	    echo "JupyterLab starts as root only when asked to: make lab ROOT=1 (in a container with IP=0.0.0.0 and a published PORT=)" >&2; \
+	    exit 2; } ;; \
+	  *) echo "ROOT=1 starts JupyterLab as root; there is no other ROOT" >&2; exit 2 ;; esac; \
+	[ -z "$$IP" ]   || set -- "$$@" "--ip=$$IP"; \
+	[ -z "$$PORT" ] || set -- "$$@" "--port=$$PORT"; \
+	exec $(PY) -m jupyterlab --ServerApp.root_dir=. "$$@" studies/hpo.ipynb
 
 ##@ Developing
 venv: $(STAMP) ## make .venv and install everything, pinned [PYTHON= TORCH_INDEX=]

@@ -20,6 +20,7 @@ from criteria_hpo.corpora import load_corpus
 from criteria_hpo.encoders import load_tokenizer
 from criteria_hpo.families import tiny_encoder
 from criteria_hpo.ledger import Ledger
+from criteria_hpo.notebooks import config_from_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2", "training.num_epochs=2"]
@@ -213,7 +214,7 @@ TARGETS = re.findall(r"^([a-z][\w-]*):.*## ", (ROOT / "Makefile").read_text(), r
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_make_target_can_be_shown(target: str) -> None:
-    done = make("-n", target, "STUDY=x")
+    done = make("-n", target, *["STUDY=x"] * (target in ("hpo", "hpo_status")))
     assert done.returncode == 0 and done.stdout.strip() and "\nmake: " not in done.stderr
 
 
@@ -345,8 +346,98 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
         assert (ROOT / "studies" / "params" / f"{study}.yaml").exists()
 
 
-def test_make_hpo_refuses_what_it_would_not_pass_on(tmp_path: Path) -> None:
-    shell = composed("hpo", "STUDY=x", f"PY={tmp_path}/absent")
-    for name, code in (("some/id", 2), ("", 127)):
-        done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env={"MODEL_NAME": name})
-        assert done.returncode == code and ("MODEL_NAME goes with" in done.stderr) == bool(name)
+REJECTED = {
+    "hpo STUDY=x N_TRIAL=3": "make hpo does not take N_TRIAL (did you mean N_TRIALS?); it takes STUDY DATA DATA_PATH MODEL N_TRIALS ",
+    "hpo STUDY=x n_trials=3": "make hpo does not take n_trials (did you mean N_TRIALS?)",
+    "hpo STUDY=x DATAPATH=x.csv": "(did you mean DATA_PATH?)",
+    "hpo STUDY=x SEED=3": "does not take SEED; it takes STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS, and other settings as "
+    'OVERRIDES="setting=value"',
+    "hpo STUDY=x MODEL_NAME=some/id": "(did you mean MODEL?)",
+    "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it takes N_TRIALS MODEL_NAME OVERRIDES, and",
+    "hpo_status STUDYS=x": "make hpo_status does not take STUDYS (did you mean STUDY?); it takes STUDY.",
+    "demo N_TRIALS=3": "make demo does not take N_TRIALS; it takes AUG.",
+    "lab AUG=1": "make lab does not take AUG; it takes ROOT IP PORT.",
+    "test STUDY=x": "make test does not take STUDY; it takes no variable but PYTHON and TORCH_INDEX.",
+    "N_TRIALS=3": "make help does not take N_TRIALS",
+    "hpo STUDY=x it's=3": "make hpo does not take it's; it takes",
+}
+
+
+@pytest.mark.parametrize("words", REJECTED)
+def test_make_rejects_variables_that_it_would_ignore(words: str) -> None:
+    done = make(*words.split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and REJECTED[words] in done.stderr
+
+
+def test_make_takes_no_offence_at_the_environment() -> None:
+    assert make("-n", "hpo", "STUDY=x", N_TRIAL="3", AUG="1").returncode == 0
+    assert make("-n", "hpo", "STUDY=x", "PYTHON=python3", "TORCH_INDEX=https://x").returncode == 0
+
+
+def lab(*words: str, root: bool, folder: Path) -> subprocess.CompletedProcess:
+    """What make lab would do as root, or as another user: the words that JupyterLab would get."""
+    (folder / "id").write_text(f"#!/bin/sh\necho {0 if root else 1000}\n")
+    (folder / "id").chmod(0o755)
+    shell = composed("lab", *words, "PY=echo")
+    given = dict(word.split("=") for word in words)
+    env = {"PATH": f"{folder}:{os.environ['PATH']}"} | given
+    return subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=env)
+
+
+def test_make_lab_starts_as_root_when_asked_to(tmp_path: Path) -> None:
+    plain = "-m jupyterlab --ServerApp.root_dir=. studies/hpo.ipynb\n"
+    assert lab(root=False, folder=tmp_path).stdout == plain
+    refused = lab(root=True, folder=tmp_path)
+    assert refused.returncode == 2 and "make lab ROOT=1" in refused.stderr and refused.stderr.count("\n") == 1
+    asked = lab("ROOT=1", "IP=0.0.0.0", "PORT=9999", root=True, folder=tmp_path)
+    assert asked.stdout == plain.replace(" studies", " --allow-root --no-browser --ip=0.0.0.0 --port=9999 studies")
+    assert lab("ROOT=yes", root=True, folder=tmp_path).returncode == 2
+
+
+MODELS = {
+    "roberta-base": "roberta-base",
+    "microsoft/deberta-v3-base": "microsoft/deberta-v3-base",
+    "/m/my bert (1)": "/m/my bert (1)",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_is_named_in_the_same_way_at_every_door(model: str) -> None:
+    assert load_config([f"model={model}"]).model.model_name == MODELS[model]
+    assert config_from_parameters("s", "smoke", "demo", "", model, 1, 1, "").model.model_name == MODELS[model]
+    shell = composed("hpo", "STUDY=x", "PY=printf '%s\\n'", f"MODEL={model}")
+    env = os.environ | {"STUDY": "x", "MODEL": model, "PARAMS": "p"}
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True, env=env)
+    assert f"model={model}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("word", ["model=minlm", "model=deberta-nli", "model=zebra", "hpo.sampler=random", "data=my.csv"])
+def test_a_word_that_is_no_choice_names_the_way(word: str, capfd: pytest.CaptureFixture[str]) -> None:
+    way = {"hpo.sampler=random": "write hpo.sampler.type=random", "data=my.csv": "data=pairs data.path=my.csv"}
+    assert cli.main(["command=check_data", word]) == 2
+    assert way.get(word, f"model=hub model.model_name={word.removeprefix('model=')}") in capfd.readouterr().err
+
+
+def test_a_hub_out_of_reach_is_one_line_soon(tmp_path: Path) -> None:
+    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "criteria_hpo.cli", "command=probe", "model=roberta-base"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=100)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (
+        "model.model_name=roberta-base: the hub http://127.0.0.1:9 cannot be reached" in done.stderr and "HF_HOME" in done.stderr
+    )
+
+
+# git
+
+
+def test_data_of_a_user_never_lands_in_git_by_accident() -> None:
+    own = ["my.csv", "My Data.CSV", "pairs.jsonl.gz", "posts.tsv", "notes/x.parquet", "criteria.json", "data/anything", "x.xlsx"]
+    own += ["models/m/config.json", "studies/mine/hpo.ipynb", "studies/my.csv", "export.zip", "m/model.safetensors"]
+    git = ["git", "-C", str(ROOT)]
+    if subprocess.run([*git, "rev-parse"], capture_output=True, check=False).returncode:
+        pytest.skip("not in a checkout")
+    ignored = subprocess.run([*git, "check-ignore", "--no-index", *own], capture_output=True, text=True, check=True).stdout
+    assert ignored.splitlines() == own
+    shipped = subprocess.run([*git, "ls-files", "-ci", "--exclude-standard"], capture_output=True, text=True, check=True).stdout
+    assert shipped == "", "what the repository ships is not ignored"
