@@ -9,7 +9,6 @@ __all__ = ['Edits', 'TOGETHER', 'rows_to_reword', 'pair_seed', 'changeable', 'al
 # %% ../nbs/13_augment.ipynb #9d0ce4b9
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

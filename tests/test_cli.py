@@ -347,11 +347,11 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
 
 
 REJECTED = {
-    "hpo STUDY=x N_TRIAL=3": "make hpo does not take N_TRIAL (did you mean N_TRIALS?); it takes STUDY DATA DATA_PATH MODEL N_TRIALS ",
+    "hpo STUDY=x N_TRIAL=3": "make hpo does not take N_TRIAL (did you mean N_TRIALS?); it takes STUDY DATA",
     "hpo STUDY=x n_trials=3": "make hpo does not take n_trials (did you mean N_TRIALS?)",
     "hpo STUDY=x DATAPATH=x.csv": "(did you mean DATA_PATH?)",
-    "hpo STUDY=x SEED=3": "does not take SEED; it takes STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS, and other settings as "
-    'OVERRIDES="setting=value"',
+    "hpo STUDY=x SEED=3": "does not take SEED; it takes STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS, and other ",
+    "hpo STUDY=x seed=3": 'and other settings as OVERRIDES="setting=value"',
     "hpo STUDY=x MODEL_NAME=some/id": "(did you mean MODEL?)",
     "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it takes N_TRIALS MODEL_NAME OVERRIDES, and",
     "hpo_status STUDYS=x": "make hpo_status does not take STUDYS (did you mean STUDY?); it takes STUDY.",
