@@ -3,8 +3,16 @@
 import json
 import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import nbformat
+import psutil
 import pytest
+from nbclient import NotebookClient
 
 from criteria_hpo import notebooks
 from criteria_hpo.corpora import load_corpus
@@ -71,3 +79,57 @@ def test_no_post_text_anywhere(studies):
         if path.is_file():
             content = path.read_bytes().decode("utf-8", errors="ignore")
             assert not [s for s in sentences if s in content], path.name
+
+
+def until(holds, seconds, process):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def status(folder):
+    words = ["command=status", "hpo.study_name=killed", f"studies_dir={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "criteria_hpo.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_killed_kernel_is_explained_and_the_notebook_says_where(tmp_path):
+    study, words = tmp_path / "killed", ["n_trials=9", f"overrides=studies_dir='{tmp_path}' data.max_groups=20"]
+    command = [sys.executable, "-m", "criteria_hpo.notebooks", "--study", "killed", *words]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until((study / "study.db").exists, 120, launcher)
+    assert status(tmp_path).startswith("starting, no trial has begun yet; ")
+    log = study / "study.log"
+    until(lambda: log.exists() and "Trial 0 fold 1" in log.read_text(), 200, launcher)
+    (kernel,) = [child for child in psutil.Process(launcher.pid).children() if "ipykernel_launcher" in " ".join(child.cmdline())]
+    kernel.send_signal(signal.SIGKILL)
+    _, err = launcher.communicate(timeout=100)
+    last = err.splitlines()[-1]
+    assert launcher.returncode == 1 and "Traceback" not in err and "\r" not in err
+    assert last.startswith(f"criteria_hpo: {study}/hpo.ipynb: the kernel died (SIGKILL; out of memory?) at cell ")
+    assert ", `run = run_hpo(cfg, corpus)`: finished folds are kept, and the same command goes on; " in last
+    cells = nbformat.read(study / "hpo.ipynb", as_version=4).cells
+    states = {cell.source.partition("\n")[0]: cell.metadata.get("papermill", {}).get("status") for cell in cells}
+    assert states["corpus = load_data(cfg)"] == "completed" and states["best_table(run.study)"] == "pending"
+    assert states["run = run_hpo(cfg, corpus)"] == "interrupted"
+    (note,) = [number for number, cell in enumerate(cells) if cell.source.startswith("**Interrupted in the next cell")]
+    assert cells[note + 1].source.startswith("run = run_hpo") and "out of memory?" in cells[note].source
+
+
+def test_a_path_counts_from_the_checkout_where_the_notebook_is_opened(tmp_path):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "settings.ini").touch()
+    shutil.copy(os.path.join(ROOT, "studies", "hpo.ipynb"), tmp_path / "studies")
+    load_corpus("demo").drop(columns="evidence").to_csv(tmp_path / "my.csv", index=False)
+    notebook = nbformat.read(tmp_path / "studies" / "hpo.ipynb", as_version=4)
+    sources = [cell.source for cell in notebook.cells]
+    end = next(number for number, source in enumerate(sources) if "load_data(cfg)" in source)
+    notebook.cells = [*notebook.cells[:end], nbformat.v4.new_code_cell("print(len(load_data(cfg).dev) > 0, study_dir(cfg))")]
+    given = "data, data_path, model = 'pairs', 'my.csv', 'roberta-base'"
+    at = next(number for number, source in enumerate(sources) if source.startswith("study = "))
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path / "studies")}}).execute()
+    assert notebook.cells[-1].outputs[0].text == f"True {tmp_path.resolve()}/studies/smoke\n"
