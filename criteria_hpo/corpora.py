@@ -58,7 +58,7 @@ def _read_json(file: Traversable) -> Any:
 # %% ../nbs/11_corpora.ipynb #75789dde
 def read_criteria(file: Traversable) -> dict[str, str]:
     """The texts of the criteria in a JSON file, or in a table, by their ids, in the file's order."""
-    if Path(file.name).suffix in KINDS:
+    if KINDS.keys() & {ending.lower() for ending in Path(file.name).suffixes}:
         return read_criteria_table(str(file))
     whole = _read_json(file)
     entries = whole.get("criteria") if isinstance(whole, dict) else None
