@@ -99,7 +99,7 @@ Quote for your shell only: 'data.path=my data (1).csv' and 'hpo.search_space.foc
 examples
   criteria-hpo command=check_data data=pairs data.path=my.csv data.columns.post=text
   criteria-hpo command=train preset=demo model=minilm hpo.default_setting.learning_rate=5e-4 hpo.study_name=one
-  criteria-hpo command=hpo n_trials=200 model=hub model.model_name=ID_OR_FOLDER data=pairs data.path=my.csv hpo.study_name=mine
+  criteria-hpo command=hpo n_trials=200 model=ID_OR_FOLDER data=pairs data.path=my.csv hpo.study_name=mine
   criteria-hpo command=status hpo.study_name=mine
   criteria-hpo command=report hpo.study_name=mine
 
