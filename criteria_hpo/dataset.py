@@ -93,7 +93,7 @@ def cut_pairs(cfg: Config, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFr
     fraction, inner = cfg.data.test_fraction, cfg.training.early_stopping.fraction
     given = read_given_split(pairs, cfg.data.columns.split or "split")
     if given is None or not given.test.any():
-        dev, test = split_test(pairs, fraction, cfg.seed)
+        dev, test = split_test(pairs, fraction, cfg.seed, keep=cfg.data.n_folds)
         remarks = remarks_on_test(dev, test, fraction) if fraction else []
     else:
         dev, test = (pairs[rows].reset_index(drop=True) for rows in (~given.test, given.test))

@@ -100,11 +100,14 @@ def _draw_part(groups: pd.DataFrame, fraction: float, least: int, rng: np.random
     return drawn
 
 
-def choose_rows(pairs: pd.DataFrame, fraction: float, seed: int, trouble: str = INNER, least: int = 1) -> np.ndarray:
+def choose_rows(
+    pairs: pd.DataFrame, fraction: float, seed: int, trouble: str = INNER, least: int = 1, keep: int = 2
+) -> np.ndarray:
     """Boolean mask (rows,) of whole groups that hold about `fraction` of the pairs and of the positives; none for 0.
 
-    Every group not `too_large` is in it with the same probability. At least `least` groups and both labels are on each side if
-    one of `TRIES` draws has them. Raises DataError where all pairs are of one group; `trouble` says what cannot be done then.
+    Every group not `too_large` is in it with the same probability. If one of `TRIES` draws allows it, `least` groups are in it,
+    with both labels, and `keep` groups with each label are not. Raises DataError where all pairs are of one group; `trouble` says
+    what cannot be done then.
     """
     if fraction == 0:
         return np.zeros(len(pairs), dtype=bool)
@@ -114,18 +117,19 @@ def choose_rows(pairs: pd.DataFrame, fraction: float, seed: int, trouble: str = 
     best, quality = None, ()
     for attempt in range(TRIES):
         drawn = _draw_part(groups, fraction, least, np.random.default_rng([seed, attempt]))
-        if (reached := _quality(groups, drawn, fraction, least)) > quality:
+        if (reached := _quality(groups, drawn, fraction, least, keep)) > quality:
             best, quality = drawn, reached
         if all(quality):
             break
     return pd.Series(best, groups.index)[pairs.group_id].to_numpy()
 
 
-def _quality(groups: pd.DataFrame, drawn: np.ndarray, fraction: float, least: int) -> tuple[bool, ...]:
+def _quality(groups: pd.DataFrame, drawn: np.ndarray, fraction: float, least: int, keep: int) -> tuple[bool, ...]:
     """What makes a part usable, most important first: enough groups on both sides, both labels on both, not twice too large."""
-    part, rest = (side.sum() for side in (groups[drawn], groups[~drawn]))
-    both = [0 < side.positives < side.pairs for side in (rest, part)]
-    return 0 < drawn.sum() < len(drawn), drawn.sum() >= least, *both, part.pairs <= 2 * fraction * groups.pairs.sum()
+    has = pd.DataFrame({"positive": groups.positives > 0, "negative": groups.positives < groups.pairs})
+    part, rest = has[drawn].sum().min(), has[~drawn].sum().min()  # groups with the rarer label
+    small = groups.pairs[drawn].sum() <= 2 * fraction * groups.pairs.sum()
+    return 0 < drawn.sum() < len(drawn), drawn.sum() >= least, rest > 0, part > 0, rest >= keep, small
 
 # %% ../nbs/12_folds.ipynb #16ae24b1
 def _check_both_labels(pairs: pd.DataFrame) -> None:
@@ -147,17 +151,19 @@ def check_test(dev: pd.DataFrame, test: pd.DataFrame, mend: str = "change data.t
             raise DataError(f"{side} has no {kind} pair; {mend} or add posts with {kind} pairs")
 
 
-def split_test(pairs: pd.DataFrame, test_fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split_test(pairs: pd.DataFrame, test_fraction: float, seed: int, keep: int = 2) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(dev, test): whole groups, balanced on the label, each with a RangeIndex; 0 gives an empty test.
 
-    `test_fraction` lies in [0, 0.5]; the share reached differs a little, since groups stay whole. The cut depends on
+    `test_fraction` lies in [0, 0.5]; the share reached differs a little, since groups stay whole. `keep` groups with each label,
+    one for each fold, are left for dev if a cut allows it. The cut depends on
     the ids, the labels and the seed only. Raises ConfigError for a fraction out of range, DataError for one group, one label,
     or a test split that `check_test` refuses.
     """
     if not 0 <= test_fraction <= 0.5:
         raise ConfigError(f"data.test_fraction is {test_fraction}; choose 0 for none, or up to 0.5")
     _check_both_labels(pairs)
-    chosen = choose_rows(pairs, test_fraction, seed, "no test split can be cut off the corpus (data.test_fraction)", least=2)
+    trouble = "no test split can be cut off the corpus (data.test_fraction)"
+    chosen = choose_rows(pairs, test_fraction, seed, trouble, least=2, keep=keep)
     dev, test = pairs[~chosen].reset_index(drop=True), pairs[chosen].reset_index(drop=True)
     if test_fraction:
         check_test(dev, test)

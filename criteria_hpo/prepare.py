@@ -236,6 +236,4 @@ def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[Training
     tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
     tokens = tokenise(both, tokenizer, cfg.model.max_length, cfg.model.long_posts)
     fold = refit_fold(data.dev, len(data.test), cfg.seed, cfg.training.early_stopping.fraction)
-    inner = setup.training.early_stopping.model_copy(update={"split": "inner"})
-    training = setup.training.model_copy(update={"early_stopping": inner})
-    return replace(setup, tokens=tokens, folds=(fold,), training=training), fold
+    return replace(setup, tokens=tokens, folds=(fold,)), fold
