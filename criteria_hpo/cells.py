@@ -184,7 +184,7 @@ def _id_remarks(rows: pd.DataFrame, distinct: Distinct, told: Mapping[str, str])
             names = f" ({twins[0][1]} and {twins[0][0]})" if shown else ""
             yield (
                 f"row {row}: {told[name]} differs from that of row {start} only in capitals, blanks, leading zeros or a final .0"
-                f"{names}, and counts as another one; write them alike if they are one ({len(twins)} such ids)"
+                f"{names}, and counts as another; write them alike if they are one ({len(twins)} such id{'s' * (len(twins) > 1)})"
             )
         long = [cell for cell in distinct[name] if len(cell) > 15 and cell.isdecimal()]
         if len(long) > 2 and all(set(cell[15:]) == {"0"} for cell in long):

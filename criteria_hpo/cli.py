@@ -34,6 +34,7 @@ COMMANDS = {
     "status": "how far a study is",
     "report": "what a study found, and its plots drawn anew; trains nothing",
     "check_data": "read and check the data, show classes, lengths, folds and hashes",
+    "near_copies": "list posts of different groups with nearly the same text, by id, as CSV",
     "probe": "the GPU, and the batch sizes that fit into it",
     "assets": "fetch the language data of augmentation, where this machine has none",
     "purge_cache": "delete what the cache holds of posts' words; say what went and what stays",
@@ -46,7 +47,7 @@ def command_named(name: str) -> Callable[[Config], None]:
         raise ConfigError(f"command={name}: unknown{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     if name in ("status", "report"):
         from criteria_hpo import stored as room
-    elif name == "check_data":
+    elif name in ("check_data", "near_copies"):
         from criteria_hpo import check as room
     elif name in ("assets", "purge_cache"):
         from criteria_hpo import cache as room

@@ -11,6 +11,7 @@ __all__ = ['logger', 'EXPECTED', 'SHIPPED', 'CORPORA', 'NEEDED', 'ALLOWED', 'CHO
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .assets import fetch_asset
+from .cells import LOOKS_LIKE_ID, check_cells, distinct_cells, id_key, remark_on_cells, strip_cell, such_rows
 from .config import DataConfig
 from .errors import ConfigError, DataError, did_you_mean, looked_in
 from .formats import make_ids, names_of, read_criteria_table, read_pairs, settled_labels
@@ -142,7 +144,7 @@ def _criteria_of(data: DataConfig) -> dict[str, str]:
 
 def _symptoms_to_criteria(rows: pd.DataFrame, data: DataConfig, source: str) -> pd.DataFrame:
     """`rows` with the criterion's id for each symptom in the column criterion_id; without those that are left out."""
-    symptoms, column = rows.criterion_id.map(str.strip), data.columns.criterion_id
+    symptoms, column = rows.criterion_id.map(strip_cell), data.columns.criterion_id
     for row, name in symptoms.items():
         if not name:
             raise DataError(f"{source}, row {row}: {column} is blank; fill it in or delete the row")
@@ -180,19 +182,49 @@ def _find_evidence(marks: pd.DataFrame, posts: pd.DataFrame, source: str) -> pd.
         )
     return marks.assign(evidence=marks.evidence.where(pd.Series(found, marks.index, dtype=bool), ""))
 
+# %% ../nbs/11_corpora.ipynb #4a9e9fcd
+def _ids_of_posts(ids: pd.Series, known: pd.Series, source: str, other: str, told: str) -> pd.Series:
+    """`ids` as the file of the posts spells them (`known`); raises DataError for one that is not there."""
 
-def _read_marks(data: DataConfig, posts: pd.DataFrame) -> pd.DataFrame:
-    """The marked sentences with status 1: post_id, criterion_id, evidence ("" when it is not found)."""
+    def whole(name: str) -> str:
+        return re.sub(r"^(\d+)\.0+$", r"\1", name)
+
+    spelling = dict(zip(known.map(whole), known, strict=True)) | dict(zip(known, known, strict=True))
+    found = ids.map(lambda name: spelling.get(name, spelling.get(whole(name), "")))
+    strange, changed = ids.index[found == ""], ids.index[(found != ids) & (found != "")]
+    mend = "give both files of one release"
+    if len(strange):
+        name = ids[strange[0]]
+        twin = {id_key(there): there for there in known}.get(id_key(name), "")
+        shown = f" ({name} here, {twin} there)" if LOOKS_LIKE_ID.fullmatch(name) and LOOKS_LIKE_ID.fullmatch(twin) else ""
+        mend = f"one there differs only in capitals, blanks or zeros{shown}; write them alike" if twin else mend
+        raise DataError(f"{source}, row {strange[0]}: its {told} stands not in {other}; {mend} ({such_rows(strange)})")
+    if len(changed):
+        one = changed[0]
+        logger.warning(
+            "%s, row %s: %s is %s here and %s in %s; the two are taken for one (%s)",
+            *(source, one, told, ids[one], found[one], other, such_rows(changed)),
+        )
+    return found
+
+# %% ../nbs/11_corpora.ipynb #305ba467
+def _read_marks(data: DataConfig, posts: pd.DataFrame, known: pd.Series) -> pd.DataFrame:
+    """The marked sentences with status 1: post_id, criterion_id, evidence ("" when it is not found).
+
+    `known` are the ids of all posts, those that were left out of `posts` included; marks of the latter are left out too.
+    """
     source, wanted = str(data.annotations_path), ("post_id", "criterion_id", "label", "evidence")
     names = {name: getattr(data.columns, name) for name in wanted}
-    marks = drop_blank_rows(take_columns(read_table(source, "data.annotations_path"), names, wanted, source))
+    required = tuple(name for name in wanted if names[name] is not None)
+    marks = drop_blank_rows(take_columns(read_table(source, "data.annotations_path"), names, required, source))
+    marks = marks if "evidence" in marks else marks.assign(evidence="")
+    check_cells(marks, distinct_cells(marks), source, names)
+    remark_on_cells(marks[["evidence"]], distinct_cells(marks[["evidence"]]), source, names)
     marks = _symptoms_to_criteria(marks, data, source)
+    found = _ids_of_posts(marks.post_id.map(strip_cell), known, source, str(data.path), str(names["post_id"]))
     labels = read_labels(marks.label, source, names["label"], data.labels)
-    marks = marks.loc[labels.index].assign(post_id=marks.post_id.map(str.strip), label=labels)
-    strange = marks.index[~marks.post_id.isin(posts.post_id)]
-    if len(strange):
-        raise DataError(f"{source}, row {strange[0]}: its post_id stands not in {data.path}; give both files of one release")
-    return _find_evidence(marks[marks.label == 1], posts, source)
+    marks = marks.loc[labels.index].assign(post_id=found, label=labels)
+    return _find_evidence(marks[(marks.label == 1) & marks.post_id.isin(posts.post_id)], posts, source)
 
 # %% ../nbs/11_corpora.ipynb #210c3a20
 def read_redsm5(data: DataConfig) -> pd.DataFrame:
@@ -202,13 +234,15 @@ def read_redsm5(data: DataConfig) -> pd.DataFrame:
     table = read_table(source)
     warn_of_no_groups(table, source, names)
     posts = drop_blank_rows(take_columns(table, names, ("post_id", "post"), source))
+    known = posts.post_id.map(strip_cell)
     one_each = posts.assign(criterion_id="-", criterion="-", label="0")
     posts = check_pairs(one_each, source, first_row=None, told=names)
     posts = posts.drop(columns=["criterion_id", "criterion", "label", "evidence"])
-    evidence = _read_marks(data, posts).groupby(["post_id", "criterion_id"]).evidence.agg(list).to_dict()
+    evidence = _read_marks(data, posts, known).groupby(["post_id", "criterion_id"]).evidence.agg(list).to_dict()
     pairs = posts.merge(pd.DataFrame(criteria.items(), columns=["criterion_id", "criterion"]), how="cross")
     found = [evidence.get(pair) for pair in zip(pairs.post_id, pairs.criterion_id)]
-    return check_pairs(pairs.assign(label=[int(sentences is not None) for sentences in found], evidence=[s or () for s in found]))
+    pairs = pairs.assign(label=[int(sentences is not None) for sentences in found], evidence=[s or () for s in found])
+    return check_pairs(pairs, remarks=False)
 
 # %% ../nbs/11_corpora.ipynb #d71d4447
 def take_groups(pairs: pd.DataFrame, max_groups: int, seed: int) -> pd.DataFrame:

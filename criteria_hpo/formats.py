@@ -15,9 +15,19 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from .cells import same_text
 from .config import DataConfig
 from .errors import ConfigError, DataError, did_you_mean
-from .pairs import REQUIRED, check_pairs, drop_blank_rows, plain_label, read_labels, take_columns, warn_of_no_groups
+from criteria_hpo.pairs import (
+    REQUIRED,
+    check_pairs,
+    drop_blank_rows,
+    plain_label,
+    read_labels,
+    take_columns,
+    warn_of_no_groups,
+    without_removed,
+)
 from .tables import read_table
 
 logger = logging.getLogger(__name__)
@@ -25,7 +35,7 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/10b_formats.ipynb #21aefd5f
 def text_ids(texts: pd.Series, prefix: str) -> pd.Series:
     """`prefix_` and 16 hex digits of the text's SHA-256, for each text; runs of white space count as one blank."""
-    plain = texts.map(lambda text: " ".join(str(text).split()))
+    plain = texts.map(lambda text: same_text(str(text)))
     return plain.map(lambda text: f"{prefix}_{hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
 # %% ../nbs/10b_formats.ipynb #09f7bb23
@@ -46,7 +56,7 @@ def make_ids(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     lacking = [ours for ours, text in MADE.items() if ours not in rows and text in rows]
     for ours in lacking:
         ids = text_ids(rows[MADE[ours]], MADE[ours])
-        rows = rows.assign(**{ours: ids, MADE[ours]: rows[MADE[ours]].groupby(ids).transform("first")})
+        rows = rows.assign(**{ours: ids, MADE[ours]: rows[MADE[ours]].sort_values().groupby(ids).transform("first")})
     if lacking:
         counts = [f"{rows[ours].nunique()} {ours}" for ours in lacking]
         logger.warning(
@@ -164,7 +174,8 @@ def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapp
             f"each is a criterion, set data.layout=wide and data.criteria_path"
         )
     required = tuple(ours for ours in REQUIRED if names[ours])
-    rows = make_ids(drop_blank_rows(take_columns(table, names, required, source)), source)
+    rows = drop_blank_rows(take_columns(table, names, required, source))
+    rows = make_ids(without_removed(rows, source, data.columns.model_dump()), source)
     if criteria:
         rows = _with_texts(rows, criteria, source, data.columns.criterion_id or "criterion_id")
     return settled_labels(rows, data, source) if len(rows) else rows
@@ -191,7 +202,8 @@ def _posts(table: pd.DataFrame, data: DataConfig, source: str, cells: pd.DataFra
     names["evidence"] = None
     required = tuple(ours for ours in REQUIRED if names[ours])
     rows = take_columns(table, names, required, source)
-    rows = make_ids(rows.loc[drop_blank_rows(pd.concat([rows, cells], axis=1)).index], source)
+    rows = rows.loc[drop_blank_rows(pd.concat([rows, cells], axis=1)).index]
+    rows = make_ids(without_removed(rows, source, data.columns.model_dump()), source)
     once = rows.drop(columns=["label", "annotator"], errors="ignore").drop_duplicates()
     check_pairs(once.assign(criterion_id="-", criterion="-", label="0"), source, first_row=None, told=names)
     return rows
@@ -288,7 +300,7 @@ def read_pairs(data: DataConfig, criteria: Mapping[str, str] | None = None) -> p
     table, told = read_table(source), data.columns.model_dump()
     warn_of_no_groups(table, source, told)
     rows = LAYOUTS[data.layout](table, data, source, criteria)
-    return check_pairs(rows, source, first_row=None, told=told)
+    return check_pairs(rows, source, first_row=None, told=told, remarks=data.layout == "long")
 
 
 def read_criteria_table(path: str) -> dict[str, str]:

@@ -118,30 +118,82 @@ def _records(stream: BinaryIO, source: str, delimiter: str) -> Iterator[list[str
     finally:
         csv.field_size_limit(limit)
 
-# %% ../nbs/05_tables.ipynb #6abcbc0b
-def _read_separated(stream: BinaryIO, source: str, delimiter: str = ",") -> pd.DataFrame:
-    """Rows of a CSV or TSV file; the columns are the header's, stripped."""
-    records = _records(stream, source, delimiter)
-    top, header = 1, next(records, [])
-    if said := SAID.fullmatch("".join(header)) if len(header) == 1 else None:
-        top, header, delimiter = 2, next(records, []), said[1]
-    header = [name.strip() for name in header]
+# %% ../nbs/05_tables.ipynb #f0051f84
+def _header(cells: list[str], source: str, delimiter: str, top: int = 1) -> list[str]:
+    """The names of the columns in row `top`, stripped, also of a second byte order mark."""
+    header = [name.strip("\ufeff \t\r\n\xa0\u200b").removeprefix("ï»¿") for name in cells]
     if not any(header):
         raise DataError(f"{source}: row {top} is blank; it must hold the names of the columns")
+    if any(name.count("\n") > 2 for name in header):
+        raise DataError(f"{source}, row {top}: a column's name holds several lines; close its double quote, or remove it")
     if len(header) == 1 and any(other in header[0] for other in SEPARATORS):
         what = SEPARATORS[delimiter]
         mend = "mend or delete row 1, which says so" if top == 2 else f"save it with {what}, or mend its ending"
         raise DataError(f"{source}: the columns are not separated by {what}; {mend}")
-    rows = []
+    return header
+
+# %% ../nbs/05_tables.ipynb #79ea36e0
+def _shape(cell: str) -> str:
+    """A text with each run of letters as "a" and of digits as "9": p006 is a9."""
+    return re.sub(r"\d+", "9", re.sub(r"[^\W\d_]+", "a", cell))
+
+
+def _rows_inside(cell: str, column: int, delimiter: str, n_columns: int) -> list[list[str]]:
+    """The rows, without the field of `column`, that the lines of a cell would be if its quote were closed too late."""
+    lines = [line.rstrip("\r").split(delimiter) for line in cell.split("\n")]
+    first, inner, last = lines[0], lines[1:-1], lines[-1]
+    rows = [line[:column] + line[column + 1 :] for line in inner if len(line) == n_columns]
+    if len(first) == n_columns - column and len(last) == column + 1:
+        rows.append(last[:column] + first[1:])
+    return rows
+
+# %% ../nbs/05_tables.ipynb #43aaff59
+def _check_swallowed(
+    rows: list[list[str]], suspects: list[int], header: list[str], source: str, delimiter: str, first_row: int
+) -> None:
+    """Raise where a cell of `rows` holds whole rows of the table; `suspects` are the positions of rows with line ends."""
+    places = [(position, k) for position in suspects for k, cell in enumerate(rows[position]) if "\n" in cell]
+    found = [(*place, _rows_inside(rows[place[0]][place[1]], place[1], delimiter, len(header))) for place in places]
+    seen = [set(cells) for cells in zip(*rows, strict=True)] if any(inside for *_, inside in found) else []
+
+    def stands_there(field: str, column: int, own: str) -> bool:
+        alike = _shape(field) == _shape(own) and "9" in _shape(own)
+        unique = len(seen[column]) == len(rows)
+        return alike and field not in seen[column] if unique else alike or field in seen[column]
+
+    for position, column, inside in found:
+        row, others = rows[position], [k for k in range(len(header)) if k != column]
+        compared = [(at, k) for at, k in enumerate(others) if inside and (" " not in row[k] or 2 * len(seen[k]) < len(rows))]
+        if compared and any(all(stands_there(fields[at], k, row[k]) for at, k in compared) for fields in inside):
+            raise DataError(
+                f"{source}, row {position + first_row}: {header[column]} holds whole rows of the table, so its double quote is "
+                f"not closed where the text ends; close it there, or remove it (a quote inside a text is written twice)"
+            )
+
+# %% ../nbs/05_tables.ipynb #6abcbc0b
+def _read_separated(stream: BinaryIO, source: str, delimiter: str = ",") -> pd.DataFrame:
+    """Rows of a CSV or TSV file; the columns are the header's, stripped."""
+    records = _records(stream, source, delimiter)
+    top, first = 1, next(records, [])
+    if said := SAID.fullmatch("".join(first)) if len(first) == 1 else None:
+        top, first, delimiter = 2, next(records, []), said[1]
+    header = _header(first, source, delimiter, top)
+    rows, with_line_ends = [], []
     for number, cells in enumerate(records, start=top + 1):
-        if not "".join(cells).strip():
+        joined = "".join(cells)
+        if not joined.strip():
             cells = [""] * len(header)
+        elif "\n" in joined:
+            with_line_ends.append(len(rows))
         if len(cells) != len(header):
             raise DataError(
                 f"{source}, row {number}: {len(cells)} fields under a header of {len(header)}; put texts that hold "
                 f"the separator in double quotes"
             )
+        if cells[0] == header[0] and [cell.strip() for cell in cells] == header:
+            raise DataError(f"{source}, row {number}: repeats the header, as when two files are joined; delete this row")
         rows.append(cells)
+    _check_swallowed(rows, with_line_ends, header, source, delimiter, top + 1)
     return pd.DataFrame(rows, columns=header, index=range(top + 1, top + 1 + len(rows)), dtype=object)
 
 # %% ../nbs/05_tables.ipynb #140f8dfb
@@ -151,17 +203,22 @@ def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(members)
 
 
+def _constant(name: str) -> str | None:
+    """What Python writes outside of JSON: NaN as a missing value, Infinity as it is written."""
+    return None if name == "NaN" else name
+
+
 def _read_object(line: str, where: str) -> dict[str, str]:
     """The cells of one line of JSON."""
     try:
-        found = json.loads(line, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=str)
+        found = json.loads(line, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=_constant)
     except (ValueError, RecursionError) as err:
         reason = getattr(err, "msg", str(err))
         place = f", character {err.pos + 1}" if isinstance(err, json.JSONDecodeError) else ""
         raise DataError(f"{where}{place}: no valid JSON ({reason}); write one object {{...}} a line") from None
     if not isinstance(found, dict):
         raise DataError(f"{where}: valid JSON, but no object; write one object {{...}} a line")
-    return {str(name).strip(): _as_text(value, where) for name, value in found.items()}
+    return {str(name).strip().strip("\ufeff"): _as_text(value, where) for name, value in found.items()}
 
 
 def _read_json_lines(stream: BinaryIO, source: str) -> pd.DataFrame:

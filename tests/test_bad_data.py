@@ -101,6 +101,21 @@ def parquet(**columns: pa.Array) -> bytes:
     return sink.getvalue()
 
 
+def swallowed(delimiter: str, ends: str = "\n") -> bytes:
+    """A table in which the quote before the text of row 5 is closed by one at the end of row 9's."""
+    rows = [HEADER.strip().split(","), *([str(cell) for cell in row.values()] for row in TWELVE)]
+    for row in rows[1:]:
+        row[1] = row[1].replace(",", "")
+    rows[4][1], rows[8][1] = '"' + rows[4][1], rows[8][1] + '"'
+    return ends.join([delimiter.join(row) for row in rows]).encode()
+
+
+def rows_of(column: str, cell: object, *positions: int) -> dict[str, list[object]]:
+    """`column` of `table` with `cell` at some positions; a column that it has not is blank elsewhere."""
+    cells = table()[column].tolist() if column in table() else [""] * len(TWELVE)
+    return {column: [cell if row in positions else good_cell for row, good_cell in enumerate(cells)]}
+
+
 SWAPPED = good().replace(b"post_id,post,", b"post,post_id,", 1)
 SENTENCES = b"post_id,sentence_id,sentence_text,DSM5_symptom,status,explanation\n"
 TRUTH = b"post_id,post,DSM5_symptom,groundtruth\n"
@@ -168,6 +183,17 @@ CASES = [
     ),
     Case("a short row", "a.csv", with_row("p99", "a"), ("a.csv, row 26: 2 fields under a header of 5",)),
     Case("a quote never closed", "a.csv", with_row("p99", '"a', "A.1", "Text of A.1", "1"), ("row 26: not well-formed",)),
+    *[
+        Case(
+            f"rows inside a cell of a {ending}, {len(ends)}",
+            f"a.{ending}",
+            swallowed(mark, ends),
+            (f"a.{ending}, row 5: post holds",),
+        )
+        for ending, mark in (("csv", ","), ("tsv", "\t"))
+        for ends in ("\n", "\r\n")
+    ],
+    Case("two files joined", "a.csv", good() + good(), ("a.csv, row 26: repeats the header", "delete this row")),
     Case("Macintosh line ends", "a.csv", good().replace(b"\n", b"\r"), ("a.csv, row 1: not well-formed (new-line character",)),
     Case("a broken line of JSON", "a.jsonl", json_lines('{"post_id": '), ("a.jsonl, line 2, character 13: no valid JSON",)),
     Case("a line that is no object", "a.jsonl", json_lines("[1, 2]"), ("a.jsonl, line 2: valid JSON, but no object",)),
@@ -212,7 +238,70 @@ CASES = [
         ("data.columns.pots (did you mean 'data.columns.post'?)",),
         ("data.columns.pots=x",),
     ),
+    Case(
+        "no header",
+        "a.csv",
+        good().split(b"\n", 1)[1],
+        ("a.csv: column post_id is missing; needed are", "row 1 of the file does not look like names of columns; add a header"),
+    ),
+    Case(
+        "a missing column with those there are",
+        "a.csv",
+        good().replace(b"criterion_id", b"symptom", 1),
+        ("column criterion_id is missing", "the file has post_id, post, symptom, criterion, label"),
+    ),
     # cells
+    Case(
+        "a blank id of no width", "a.csv", with_row("\ufeff\u200b", "a", "A.1", "Text of A.1", "1"), ("row 26: post_id is blank",)
+    ),
+    Case("a blank post of no width", "a.csv", with_row("p99", "\u200b", "A.1", "Text of A.1", "1"), ("row 26: post is blank",)),
+    *[
+        Case(f"{cell} as {column}", "a.csv", good(**rows_of(column, cell, 3)), (f"row 5: {column} is {cell}, a spreadsheet's",))
+        for column, cell in [
+            ("post", "#NAME?"),
+            ("label", "#REF!"),
+            ("post_id", "#N/A"),
+            ("group_id", "#N/A"),
+            ("evidence", "#NV"),
+        ]
+    ],
+    *[
+        Case(f"a rounded {column}", "a.csv", good(**rows_of(column, "1.0E+05", 3)), (f"row 5: {column} is 1.0E+05, rounded",))
+        for column in ("post_id", "criterion_id", "group_id")
+    ],
+    Case("every post removed", "a.csv", good(post="[removed]"), ("a.csv: every post is [removed] or [deleted]",)),
+    Case(
+        "nan as the id of every post",
+        "a.csv",
+        good(post_id="nan"),
+        ("row 4: post_id 'nan', a word for a missing value, has another post than in row 2",),
+    ),
+    Case("nan as a label", "a.csv", good(**rows_of("label", "nan", 3)), ("row 5: label is a word for a missing value",)),
+    Case(
+        "a blank author in one row of a post",
+        "a.csv",
+        good(group_id=["ann", "", *["cem"] * 22]),
+        ("row 3: group_id of post_id 'p0' is blank here and not in row 2; make them equal",),
+    ),
+    Case(
+        "a placeholder in one row of a post",
+        "a.csv",
+        good(group_id=["[deleted]", "ann", *["cem"] * 22]),
+        ("row 2: group_id of post_id 'p0' is a placeholder here and not in row 3; make them equal",),
+    ),
+    Case(
+        "offsets as evidence",
+        "a.csv",
+        good(evidence=["", '[[5, 9, "x"]]', *[""] * 22]),
+        ("row 3: evidence 1 of 1 is not found in its post; it looks like offsets", "data.columns.evidence=null"),
+    ),
+    Case(
+        "evidence in other capitals",
+        "a.csv",
+        good(evidence=["", SECRET.upper(), *[""] * 22]),
+        ("row 3: evidence 1 of 1 is not found in its post; only with other capitals",),
+    ),
+    Case("a column that must be, switched off", "a.csv", good(), ("data.columns.label=null",), ("data.columns.label=null",)),
     Case(
         "a blank id", "a.csv", with_row(" ", "a", "A.1", "Text of A.1", "1"), ("a.csv, row 26: post_id is blank", "(1 such row)")
     ),
@@ -400,6 +489,15 @@ CASES = [
     ),
     Case("no annotations", "a.csv", b"post_id,text\np1,a\n", ("data.annotations_path is not set",), data="redsm5"),
     Case(
+        "annotations whose ids lost their zeros",
+        "a.csv",
+        b"post_id,text\n007,a\n",
+        ("s.csv, row 2: its post_id stands not in a.csv", "differs only in capitals, blanks or zeros (7 here, 007 there)"),
+        ("data.annotations_path=s.csv",),
+        "redsm5",
+        {"s.csv": SENTENCES + b"7,1,a,FATIGUE,1,-\n"},
+    ),
+    Case(
         "annotations of another release",
         "a.csv",
         b"post_id,text\np1,a\n",
@@ -494,3 +592,71 @@ def test_clinical_tables_with_blank_lines_at_their_end(tmp_path: Path) -> None:
         load_config(["data=redsm5", f"data.path={tmp_path}/p.csv", f"data.annotations_path={tmp_path}/s.csv", *places]).data
     )
     assert truth.label.tolist() == redsm5.label.tolist() == [1]
+
+
+REMARKS = {
+    "unknown authors": ({"group_id": ["[deleted]"] * 6 + ["ann"] * 18}, "row 2: group_id is '[deleted]'", "3 of 12 posts"),
+    "nan as authors": ({"group_id": ["nan"] * 4 + ["ann"] * 20}, "row 2: group_id is 'nan'", "2 of 12 posts"),
+    "removed posts": (rows_of("post", "[removed]", 2, 3), "row 4: post is [removed]", "2 of 24 rows, 1 of 12 posts"),
+    "a word for nothing": (rows_of("post", "nan", 2, 3), "row 4: post is 'nan', read as a text", "(2 such rows)"),
+    "mojibake": (rows_of("post", "cafÃ©", 2, 3), "row 4: post holds UTF-8 that was read as Windows-1252", "(2 such rows)"),
+    "a lost character": (rows_of("post", "caf\ufffd", 2, 3), "row 4: post holds U+FFFD", "(2 such rows)"),
+    "a full cell": (rows_of("post", "x" * 32_767, 2, 3), "row 4: post has 32,767 characters", "(2 such rows)"),
+    "capitals": (rows_of("post_id", "P0", 2, 3), "row 4: post_id differs from that of row 2 only in", "(P0 and p0)"),
+    "a last blank": (rows_of("criterion", "Text of A.1 ", 2), "row 4: criterion differs only in blanks", "(1 such row)"),
+    "line ends": (rows_of("criterion", "Text of\r\nA.1", 2), "row 4: criterion differs only in blanks", "(1 such row)"),
+}
+
+
+@pytest.mark.parametrize("what", REMARKS)
+def test_is_one_remark(what: str, tmp_path: Path, caplog, tell) -> None:
+    """What is strange and no mistake: the file is read, and exactly one line says it."""
+    from criteria_hpo.pairs import load_pairs
+
+    columns, told, also = REMARKS[what]
+    (tmp_path / "good.csv").write_bytes(good(group_id="ann"))
+    (tmp_path / "a.csv").write_bytes(good(**columns))
+    load_pairs(tmp_path / "good.csv")
+    assert not caplog.messages
+    load_pairs(tmp_path / "a.csv")
+    (line,) = [line for line in caplog.messages if "no column group_id" not in line]
+    tell("strange data, and what is said", what, line.replace(f"{tmp_path}/", ""))
+    assert f"{tmp_path / 'a.csv'}, {told}" in line and also in line
+    assert len(line.splitlines()) == 1 and SECRET not in line
+
+
+def test_nan_in_json_lines_is_no_author(tmp_path: Path, caplog) -> None:
+    """Python writes NaN for a missing author: every such post is its own group, without a remark, as for a blank."""
+    from criteria_hpo.pairs import load_pairs
+
+    nan = table(group_id=[float("nan")] * 12 + ["ann"] * 12, evidence=float("nan")).to_dict("records")
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, nan)))
+    assert "NaN" in (tmp_path / "a.jsonl").read_text()
+    pairs = load_pairs(tmp_path / "a.jsonl")
+    assert pairs.group_id.nunique() == 7 and not caplog.messages and not pairs.evidence.map(len).any()
+
+
+def test_evidence_as_people_write_it(tmp_path: Path) -> None:
+    """One sentence as JSON, Python and NumPy list it, and nothing as a list, a blank or a word; or the column is not read."""
+    from criteria_hpo.pairs import load_pairs
+
+    sentence = f"Post 0, {SECRET}."
+    cells = [sentence, json.dumps([sentence]), str([sentence]), f"['Post 0,'\n '{SECRET}.']", "[]", "nan", "None", ""]
+    for cell in cells:
+        (tmp_path / "a.csv").write_bytes(good(**rows_of("evidence", cell, 1)))
+        found = load_pairs(tmp_path / "a.csv").evidence.map(" ".join)
+        assert found[found != ""].tolist() == ([sentence] if SECRET in cell else []), cell
+    (tmp_path / "a.csv").write_bytes(good(**rows_of("evidence", "[[1, 2]]", 1)))
+    assert not load_pairs(tmp_path / "a.csv", {"evidence": None}).evidence.map(len).any()
+
+
+def test_texts_that_differ_in_blanks_are_one_in_any_order(tmp_path: Path) -> None:
+    from criteria_hpo.pairs import load_pairs, pairs_hash
+
+    (tmp_path / "good.csv").write_bytes(good())
+    spelt = table(**rows_of("criterion", "Text of A.1 ", 2), **rows_of("post", f"Post 5, {SECRET}.\r\n", 10))
+    hashes = set()
+    for seed in range(3):
+        spelt.sample(frac=1, random_state=seed).to_csv(tmp_path / "a.csv", index=False)
+        hashes.add(pairs_hash(load_pairs(tmp_path / "a.csv")))
+    assert hashes == {pairs_hash(load_pairs(tmp_path / "good.csv"))}
