@@ -51,7 +51,8 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/10_pairs.ipynb #7961113d
 def _columns_there(found: list[str]) -> str:
     """What the end of a message says about the columns of a file: their names, where they look like names."""
-    if any(len(name) > 40 or len(name.split()) > 3 or name.isdecimal() or name.endswith((*".!?…",)) for name in found):
+    numbers = sum(name.isdecimal() for name in found)  # more of them are a table with criteria 1, 2, 3, ...
+    if 0 < numbers < 3 or any(len(name) > 40 or len(name.split()) > 3 or name.endswith((*".!?…",)) for name in found):
         return "row 1 of the file does not look like names of columns; add a header"
     more = f" and {len(found) - 15} more" if len(found) > 15 else ""
     return f"the file has {', '.join(name or '(no name)' for name in found[:15])}{more}"

@@ -242,7 +242,7 @@ CASES = [
         "no header",
         "a.csv",
         good().split(b"\n", 1)[1],
-        ("a.csv: column post_id is missing; needed are", "row 1 of the file does not look like names of columns; add a header"),
+        ("a.csv: column post is missing; needed are", "row 1 of the file does not look like names of columns; add a header"),
     ),
     Case(
         "a missing column with those there are",
