@@ -168,7 +168,7 @@ def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapp
     names = names_of(table, data.columns.model_dump(), ("post_id",) if criteria else tuple(MADE))
     names |= {"criterion": None} if criteria else {}
     flags = _flags(table, names)
-    if names["label"] not in table.columns and names["post"] in table.columns and flags:
+    if names["label"] not in table.columns and names["post"] in table.columns and len(flags) > 1:
         raise DataError(
             f"{source}: column {names['label']} is missing, but there are columns of 0 and 1 ({', '.join(flags[:9])}); where "
             f"each is a criterion, set data.layout=wide and data.criteria_path"

@@ -247,8 +247,8 @@ CASES = [
     Case(
         "a missing column with those there are",
         "a.csv",
-        good().replace(b"criterion_id", b"symptom", 1),
-        ("column criterion_id is missing", "the file has post_id, post, symptom, criterion, label"),
+        good().replace(b"label", b"grade", 1),
+        ("column label is missing", "the file has post_id, post, criterion_id, criterion, grade"),
     ),
     # cells
     Case(
