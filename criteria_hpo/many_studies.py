@@ -202,10 +202,10 @@ def run_studies(config: PrunerConfig, studies: Studies, rule: Decide = decide) -
     n_studies, n_trials, n_columns = studies.values.shape
     plan, sofar = brackets(config.min_resource, config.max_resource, config.reduction_factor), Sofar(studies)
     bracket = _brackets_of(plan, studies.seeds, n_trials)
-    first, rules, most = (0, [first_asked], n_columns) if rule is as_first_asked else _of_type(config, studies)
+    first, rules, columns = (0, [first_asked], range(n_columns)) if rule is as_first_asked else _of_type(config, studies)
     for t in range(n_trials):
         stopped = np.zeros(n_studies, dtype=bool)
-        for c in range(most if t >= first else 0):
+        for c in columns if t >= first else ():
             sofar.asked = studies.reported[:, t, c] & ~stopped
             if sofar.asked.any():
                 stop = sofar.asked & np.any([prunes(config, sofar, bracket, c) for prunes in rules], axis=0)
@@ -221,12 +221,14 @@ def _brackets_of(plan: Brackets, seeds: tuple[int, ...], n_trials: int) -> np.nd
     return np.array([[plan.of(seed, slot) for slot in range(n_trials)] for seed in seeds])
 
 
-def _of_type(config: PrunerConfig, studies: Studies) -> tuple[int, list[Rule], int]:
-    "The first trial that may be stopped, the rules, and the number of columns in which they are asked."
+def _of_type(config: PrunerConfig, studies: Studies) -> tuple[int, list[Rule], range]:
+    "The first trial that may be stopped, the rules, and the columns in which they are asked, as `is_asked`."
     rules = [RULES[config.type]] if config.type in RULES else []
     rules += [impatient] if config.patience.folds else []
-    asked = 0 if config.type == "none" or not rules else int((studies.steps < config.max_resource).sum())
-    return config.startup_trials, rules, asked
+    if config.type == "none" or not rules:
+        return config.startup_trials, rules, range(0)
+    least, most = (int((studies.steps < step).sum()) for step in (config.min_resource, config.max_resource))
+    return config.startup_trials, rules, range(least, most)
 
 # %% ../nbs/65_many_studies.ipynb #a439d1d3
 @dataclass(frozen=True)

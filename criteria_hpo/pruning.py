@@ -6,7 +6,7 @@
 __all__ = ['TOP', 'Rule', 'Decide', 'RULES', 'Curve', 'fold_curve', 'incumbent', 'Brackets', 'brackets', 'halving_prunes',
            'hyperband_prunes', 'median', 'median_prunes', 'forgiving_prunes', 'signed_rank_p', 'wilcoxon_prunes',
            'folds_without_improvement', 'top_scores', 'patience_reference', 'patience_prunes', 'is_asked', 'decide',
-           'patience_line', 'slot_of', 'is_rival', 'curve_of', 'FoldPruner']
+           'patience_line', 'is_rival', 'curve_of', 'FoldPruner']
 
 # %% ../nbs/41_pruning.ipynb #84da0dd2
 import binascii
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
 from .config import Config, PatienceConfig, PrunerConfig
+from .samplers import slot_of
 
 # %% ../nbs/41_pruning.ipynb #70f845e5
 @dataclass(frozen=True)
@@ -209,8 +210,9 @@ RULES: dict[str, tuple[str, Rule]] = {
 
 
 def is_asked(config: PrunerConfig, trial: Curve) -> bool:
-    "Whether a pruner has a say after this trial's last report: not in the start-up, and not once all steps are paid for."
-    return config.type != "none" and trial.slot >= config.startup_trials and 0 < trial.last < config.max_resource
+    "Whether a pruner has a say after this trial's last report: not in the start-up, not too early, not once all is paid for."
+    asked = config.min_resource <= trial.last < config.max_resource
+    return asked and config.type != "none" and trial.slot >= config.startup_trials
 
 
 def decide(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> str | None:
@@ -236,11 +238,6 @@ def patience_line(cfg: Config) -> str | None:
     )
 
 # %% ../nbs/41_pruning.ipynb #031cd005
-def slot_of(trial: FrozenTrial) -> int:
-    "The trial's place among the study's n_trials: its slot, or its number where there are no slots."
-    return trial.user_attrs.get("slot", trial.number)
-
-
 def is_rival(trial: FrozenTrial) -> bool:
     "Whether others are measured by this trial: not if it failed, or diverged, whatever its folds before that had scored."
     return trial.state != TrialState.FAIL and trial.user_attrs.get("prune_reason") != "diverged"

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from .config import Config, HParams, storage_url, study_dir
-from .database import open_storage
-from .errors import ConfigError, StudyError, first_problem, looked_in
+from .database import database_url, open_storage
+from .errors import ConfigError, StudyError, first_problem
 
 # %% ../nbs/39_warm_start.ipynb #5d4ab526
 def _from_file(path: Path) -> list[dict[str, Any]]:
@@ -26,8 +26,6 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
     where = f"hpo.warm_start={path}"
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file ({looked_in(path)}); give a YAML file of settings, or a study's name") from None
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(
             f"{where}: cannot be read ({type(err).__name__}); give a YAML file of settings, or a study's name"
@@ -51,7 +49,8 @@ def _from_study(cfg: Config, name: str) -> list[dict[str, Any]]:
     "The parameters of a study's best finished trials, best first."
     other = cfg.model_copy(update={"hpo": cfg.hpo.model_copy(update={"study_name": name})})
     url, where = storage_url(other), f"hpo.warm_start={name}"
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+    parsed = database_url(url)
+    if parsed.drivername == "sqlite" and not Path(parsed.database).is_file():
         return _from_manifest(study_dir(other) / "manifest.json", where)
     try:
         study = optuna.load_study(study_name=name, storage=open_storage(url))
