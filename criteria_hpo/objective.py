@@ -36,7 +36,7 @@ logger = logging.getLogger("criteria_hpo")
 def slot_sampler(
     cfg: Config, slot: int, space: tuple[Dimension, ...], warm: Sequence[dict[str, Any]] = ()
 ) -> optuna.samplers.BaseSampler:
-    "The sampler of a slot; `warm`: the settings that follow trial 0."
+    "The sampler of a slot; `warm`: the settings that follow slot 0."
     always, _ = always_and_sometimes(space)
     return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed_params(slot, space, cfg, warm))
 
@@ -228,9 +228,10 @@ class Objective:
             logger.info("Trial %d goes on", trial.number)
         else:
             trial = self.study.ask()
-            trial.set_user_attr("slot", lease.slot)
             sample(trial, self.space, self.cfg.hpo.default_setting)
             self.ledger.bind(lease, trial._trial_id)
+        if "slot" not in trial.user_attrs and not trial._cached_frozen_trial.state.is_finished():
+            trial.set_user_attr("slot", lease.slot)
         return Account(self.cfg, self.study, self.ledger, self.pruner, trial, lease)
 
     def _run(self, account: Account) -> FrozenTrial:

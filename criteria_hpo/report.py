@@ -14,6 +14,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from .plots import metric_name
+from .samplers import trial_of_slot
 
 # %% ../nbs/51_report.ipynb #74556f84
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -103,9 +104,9 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 
 
 def best_table(study: optuna.Study) -> pd.DataFrame:
-    "Index parameter; columns best and default (trial 0). Empty without a complete trial."
-    best, trials = best_trial(study), study.get_trials(deepcopy=False)
-    chosen, defaults = (best.params, trials[0].params) if best else ({}, {})
+    "Index parameter; columns best and default (what slot 0 ran). Empty without a complete trial."
+    best, default = best_trial(study), trial_of_slot(study.get_trials(deepcopy=False), 0)
+    chosen, defaults = (best.params if best else {}), (default.params if best and default else {})
     rows = {name: (chosen.get(name, ""), defaults.get(name, "")) for name in {**chosen, **defaults}}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["best", "default"], dtype=object)
     return table.rename_axis("parameter")
@@ -143,19 +144,21 @@ def _best_line(study: optuna.Study, best: FrozenTrial) -> str:
     scores = best.user_attrs.get("fold_scores", [])
     spread = f", mean of {_count(len(scores), 'fold')} from {min(scores):.3f} to {max(scores):.3f}" if scores else ""
     line = f"Best: trial {best.number}, {metric_name(study)} {best.value:.4f}{spread}."
-    default = study.get_trials(deepcopy=False)[0]
-    first = _first_trial(study)
-    if best.number == 0:
+    default = trial_of_slot(study.get_trials(deepcopy=False), 0)
+    if default is None:
+        return f"{line} The defaults have not run yet."
+    first = _first_trial(study, default)
+    if best.number == default.number:
         return f"{line} That is {first}: nothing beat it."
     if default.state != TrialState.COMPLETE:
         return f"{line} T{first[1:]} has no complete score."
     return f"{line} T{first[1:]} scores {default.value:.4f}: a difference of {best.value - default.value:+.4f}."
 
 
-def _first_trial(study: optuna.Study) -> str:
-    "What trial 0 ran: the defaults, or what the search space made of them."
+def _first_trial(study: optuna.Study, default: FrozenTrial) -> str:
+    "The trial of slot 0, and what it ran: the defaults, or what the search space made of them."
     changes = study.user_attrs.get("default_changes", [])
-    return f"trial 0 (the defaults{' but for ' * bool(changes)}{'; '.join(changes)})"
+    return f"trial {default.number} (the defaults{' but for ' * bool(changes)}{'; '.join(changes)})"
 
 # %% ../nbs/51_report.ipynb #f75a1967
 def study_summary(

@@ -115,7 +115,7 @@ MAX_GIVEN_UP = 3
 class Job:
     """A study to work on: `n_trials` trials that end well are wanted, each by calling the objective with a lease.
 
-    `settle`: closes a lease's slot if nothing of it is left to train, and says whether it did. `check`: raises what ends work.
+    Where the study keeps a number of its own, that counts: who extends a study, or ends it sooner, is followed by all at work on it. `settle`: closes a lease's slot if nothing of it is left to train, and says whether it did. `check`: raises what ends work.
     """
 
     study: optuna.Study
@@ -125,11 +125,16 @@ class Job:
     settle: Callable[[Lease], bool] = lambda lease: False
     check: Callable[[], None] = lambda: None
 
+    @property
+    def wanted(self) -> int:
+        "How many trials that end well are wanted now."
+        return self.study.user_attrs.get("n_trials", self.n_trials)
+
     def claim(self, first: bool) -> Lease | None:
         "A slot, after the check; the first of a worker while nobody changes what the study is."
         with exclusive(self.ledger.engine, self.ledger.study) if first else nullcontext():
             self.check()
-            return self.ledger.claim(self.n_trials)
+            return self.ledger.claim(self.wanted)
 
 # %% ../nbs/45_work.ipynb #a36f7446
 def _last_attempt(job: Job, lease: Lease, last: Exception | None) -> bool:
