@@ -48,12 +48,12 @@ def database_url(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise StudyError(f"hpo.storage: not the URL of a database; {FORMS}") from None
-    after = url.partition("://")[2]
-    after = after.partition("@")[2] or after
-    if "@" in f"{parsed.host}{parsed.database}" or ("?" in after and not parsed.query):
-        raise StudyError(f"hpo.storage: the URL has an '@' or a '?' too many; {ENCODE}")
     if parsed.drivername == "sqlite" and "?" in url:
         raise StudyError("hpo.storage: options after a '?' are not for SQLite; write a '?' in a folder's name as %3F")
+    after = url.partition("://")[2]
+    after = after.partition("@")[2] or after
+    if parsed.drivername != "sqlite" and ("@" in f"{parsed.host}{parsed.database}" or ("?" in after and not parsed.query)):
+        raise StudyError(f"hpo.storage: the URL has an '@' or a '?' too many; {ENCODE}")
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
@@ -79,7 +79,7 @@ def engine_options(url: sa.URL) -> dict[str, Any]:
     connect = {"connect_timeout": 10, "application_name": "criteria_hpo", "client_encoding": "utf8", **ALIVE}
     return {"connect_args": connect, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
 
-# %% ../nbs/24_database.ipynb #8d336890
+# %% ../nbs/24_database.ipynb #5b786d1c
 def may_write(file: Path) -> bool:
     "Whether this process may write a SQLite file and, beside it, the log; of one that is not there the folder decides later."
     return not file.is_file() or all(os.access(path, os.W_OK) for path in (file, file.parent))
@@ -333,7 +333,7 @@ def _locked(engine: sa.Engine, key: sa.ColumnElement[int]) -> sa.Connection | No
     connection.close()
     return None
 
-# %% ../nbs/24_database.ipynb #50d8e711
+# %% ../nbs/24_database.ipynb #8e9c11bd
 @contextmanager
 def looking(url: str) -> Iterator[sa.Connection | None]:
     "A connection that makes and changes nothing; None for a file that is not there."
@@ -345,9 +345,11 @@ def looking(url: str) -> Iterator[sa.Connection | None]:
     else:
         yield None
         return
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 # %% ../nbs/24_database.ipynb #e65d85c1
 @patiently
@@ -356,7 +358,7 @@ def stored_tables(url: str) -> set[str]:
     with looking(url) as connection:
         return set(sa.inspect(connection).get_table_names()) if connection else set()
 
-# %% ../nbs/24_database.ipynb #3cceb415
+# %% ../nbs/24_database.ipynb #ac705283
 def _has(url: str, tables: sa.MetaData) -> bool:
     "Whether all tables are there; a `StudyError` where one of them lacks a column."
     found = _columns(url, tables.tables)

@@ -66,6 +66,7 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
     times = [t for trial in trials for t in (trial.datetime_start, trial.datetime_complete) if t]
     settings = cfg.model_dump(mode="json")
     settings["hpo"]["storage"] = safe_url(storage_url(cfg))
+    settings["n_trials"] = study.user_attrs.get("n_trials", cfg.n_trials)  # the study's, whoever writes this down
     complete = any(t.state == TrialState.COMPLETE for t in trials)
     best = {"trial": study.best_trial.number, "value": study.best_value, "params": study.best_params} if complete else None
     return {

@@ -95,6 +95,11 @@ def command_status(cfg: Config) -> None:
 
 
 def command_report(cfg: Config) -> None:
-    "Prints what the study found and draws its plots anew, from its database alone."
+    "Prints what the study found and draws its plots anew, from its database alone; a line where nothing can be written."
     study = stored_study(cfg)
-    print(report_text(cfg, study), redraw(cfg, study), sep="\n\n")
+    print(report_text(cfg, study))
+    try:
+        drawn = redraw(cfg, study)
+    except StudyError as err:
+        drawn = f"Plots are not drawn: {err}"
+    print(f"\n{drawn}")

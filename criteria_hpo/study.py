@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'CHILD', 'APART', 'searchable', 'sizes_hold', 'study_setup', 'work', 'StudyRun', 'study_log',
-           'run_hpo_worker', 'run_hpo', 'worker_environment', 'visible_gpus', 'has_ended_a_trial', 'run_hpo_crew',
-           'worker_process', 'make_variants_apart', 'variants_process']
+           'leave_manifest', 'run_hpo_worker', 'run_hpo', 'worker_environment', 'visible_gpus', 'has_ended_a_trial',
+           'run_hpo_crew', 'worker_process', 'make_variants_apart', 'variants_process']
 
 # %% ../nbs/47_study.ipynb #ef699270
 import functools
@@ -23,23 +23,29 @@ import optuna
 import torch
 from transformers import PreTrainedModel
 
-from .checks import check_study
 from .config import Config, make_study_dir, storage_url
 from .crew import EXIT_STOPPED, Crew, give_task, receive_task, work_together
 from .database import exclusive, impatient, make_engine
 from .dropout import missing_roles
 from .epoch import TrainingSetup
 from .errors import StudyError, UserError, guarded
-from .identity import changes_of, open_study, pin_variants, refuse_changes, study_identity, used_methods
+from criteria_hpo.identity import (
+    changes_of,
+    open_study,
+    pin_variants,
+    refuse_changes,
+    settle_n_trials,
+    study_identity,
+    used_methods,
+)
 from .ledger import Ledger
 from .manifest import write_manifest
-from .metrics import count_pairs
 from .objective import Objective, keep_sizes, kept_sizes, sampler_notice
-from .prepare import Data, augmentation_methods, make_setup, study_variants
+from .prepare import Data, augmentation_methods, load_data, make_setup, study_variants
 from .processes import Interrupted, StopRequest, stoppable, this_process
 from .progress import progress_bar
 from .pruning import FoldPruner, patience_line
-from .search_space import Dimension, largest_batch_size, parse_space, reachable_options
+from .search_space import Dimension, check_augmentation, largest_batch_size, parse_space, reachable_options
 from .trainer import with_sizes
 from .vram import SHARE_VARIABLE, gpu_share
 from .work import Job, fail_strays, is_done, work_through
@@ -133,6 +139,10 @@ class StudyRun:
         "Slots and folds of this study."
         return Ledger(storage_url(self.cfg), self.study.study_name)
 
+    def is_done(self) -> bool:
+        "Whether the study has the number of trials that it is to have now, and no slot is open."
+        return is_done(self.ledger, self.study.user_attrs.get("n_trials", self.cfg.n_trials))
+
     def check(self) -> None:
         "Raises a `StudyError` where the study is no more what it was when it was opened here."
         kept, name = self.study.user_attrs.get("identity"), self.study.study_name
@@ -140,7 +150,7 @@ class StudyRun:
             raise StudyError(
                 f"study '{name}': another start was cut off while this one got ready; the same command begins it anew"
             )
-        refuse_changes(name, changes_of(study_identity(self.cfg, self.data), kept), False)
+        refuse_changes(name, changes_of(study_identity(self.cfg, self.data), kept), False, self.cfg.hpo.mode)
 
     def bar(self) -> AbstractContextManager[None]:
         "The study's bar while the body runs."
@@ -148,7 +158,7 @@ class StudyRun:
 
     def work(self, request: StopRequest) -> None:
         "Works until the study is done; if it is, no model is loaded, and a trial that nobody holds is failed."
-        if is_done(self.ledger, self.cfg.n_trials):
+        if self.is_done():
             fail_strays(self.study, self.ledger)
             return
         setup = self.setup()  # a model that cannot be had is told before a bar is drawn
@@ -185,30 +195,43 @@ def study_log(cfg: Config, data: Data) -> Iterator[None]:
 
 # %% ../nbs/47_study.ipynb #8b26030e
 @contextmanager
-def _opened(cfg: Config, data: Data | None) -> Iterator[StudyRun]:
-    "The study, and its log while the body runs."
-    data = check_study(cfg, data)  # before anything is written
+def _opened(cfg: Config, data: Data | None, joins: bool) -> Iterator[StudyRun]:
+    "The study, and its log while the body runs; who `joins` takes the number of trials that the study has."
+    check_augmentation(cfg, parse_space(cfg.hpo.search_space))  # mistakes in space and data are told before anything is written
+    data = data or load_data(cfg)
     with study_log(cfg, data):
-        run = StudyRun(cfg, data, open_study(cfg, data))
-        run.study.set_user_attr("n_trials", cfg.n_trials)
-        run.study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
+        study = open_study(cfg, data)
+        before = study.user_attrs.get("n_trials")
+        run = StudyRun(settle_n_trials(cfg, study, joins), data, study)
+        if not joins and before not in (None, run.cfg.n_trials):
+            logger.info("n_trials: %d -> %d", before, run.cfg.n_trials)
+            leave_manifest(run)
         yield run
 
 
-def run_hpo_worker(cfg: Config, data: Data | None = None) -> StudyRun:
-    "One process of a study: opens it and works until `n_trials` are finished. Raises `Interrupted` when asked to stop."
-    with stoppable("finishing the running fold, then stopping; once more to stop now") as request, _opened(cfg, data) as run:
+def leave_manifest(run: StudyRun) -> None:
+    "Writes the manifest as the study is now; a full disk costs the file, not the study."
+    try:
+        write_manifest(run.cfg, run.study)
+    except OSError as err:
+        logger.warning("manifest.json was not written (%s); the study is kept, the same command writes it", err.strerror)
+
+
+def run_hpo_worker(cfg: Config, data: Data | None = None, joins: bool = True) -> StudyRun:
+    """One process of a study: opens it and works until its number of trials is finished. Raises `Interrupted` when asked to stop.
+
+    `joins`: `n_trials` is what the study has already, if it has been begun; else the study has it from now on.
+    """
+    message = "finishing the running fold, then stopping; once more to stop now"
+    with stoppable(message) as request, _opened(cfg, data, joins) as run:
         run.work(request)
     return run
 
 
 def run_hpo(cfg: Config, data: Data | None = None) -> StudyRun:
     "The whole search, by `workers` processes: works until `n_trials` are finished, and leaves the manifest."
-    run = run_hpo_worker(cfg, data) if cfg.workers == 1 else run_hpo_crew(cfg, data)
-    try:
-        write_manifest(cfg, run.study)
-    except OSError as err:
-        logger.warning("manifest.json was not written (%s); the study is kept, the same command writes it", err.strerror)
+    run = run_hpo_worker(cfg, data, joins=False) if cfg.workers == 1 else run_hpo_crew(cfg, data)
+    leave_manifest(run)
     return run
 
 # %% ../nbs/47_study.ipynb #ec061b0c
@@ -241,16 +264,16 @@ def has_ended_a_trial(ledger: Ledger, pid: int) -> bool:
 # %% ../nbs/47_study.ipynb #0dd5b0c5
 def run_hpo_crew(cfg: Config, data: Data | None = None) -> StudyRun:
     "The search by `workers` processes on this machine. Raises `StudyError` when they all die, `Interrupted` when asked to stop."
-    with _opened(cfg, data) as run:
-        if not is_done(run.ledger, cfg.n_trials):
+    with _opened(cfg, data, joins=False) as run:
+        if not run.is_done():
             environment = functools.partial(worker_environment, cfg, gpus=visible_gpus())
-            task = cfg.model_copy(update={"workers": 1}).model_dump_json()
+            task = run.cfg.model_copy(update={"workers": 1}).model_dump_json()
             has_done = functools.partial(has_ended_a_trial, run.ledger)
             crew = Crew([sys.executable, "-c", CHILD], task, make_study_dir(cfg), environment, has_done)
             make_variants_apart(cfg)
             with run.bar():
                 work_together(crew, cfg.workers)
-        if not is_done(run.ledger, cfg.n_trials):
+        if not run.is_done():
             raise StudyError(
                 "all workers died; their last words are in worker-*.log of the study's folder; the same command goes on"
             )
@@ -289,7 +312,7 @@ def make_variants_apart(cfg: Config) -> None:
 def variants_process() -> None:
     "What `make_variants_apart` runs: the variants of the study that its parent sends."
     cfg = Config.model_validate_json(receive_task())
-    with suppress(UserError, Interrupted), stoppable("finishing the variants at work") as request, _opened(cfg, None) as run:
-        if not is_done(run.ledger, cfg.n_trials):
+    with suppress(UserError, Interrupted), stoppable("finishing the variants at work") as request, _opened(cfg, None, joins=True) as run:
+        if not run.is_done():
             run.make_variants()
     sys.exit(EXIT_STOPPED if request.made else 0)

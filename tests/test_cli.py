@@ -296,7 +296,7 @@ def test_a_promised_line_runs_on_a_model_in_a_folder(
             "classifier_dropout": 0.5,
             "focal_gamma": 3.0,
         }
-        assert "trial 0 differs from it: learning_rate=" in said.err
+        assert "slot 0 differs from it: learning_rate=" in said.err
         assert "(the defaults but for learning_rate=" in said.out
 
 
