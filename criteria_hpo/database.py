@@ -79,7 +79,7 @@ def engine_options(url: sa.URL) -> dict[str, Any]:
     connect = {"connect_timeout": 10, "application_name": "criteria_hpo", "client_encoding": "utf8", **ALIVE}
     return {"connect_args": connect, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
 
-# %% ../nbs/24_database.ipynb #5b786d1c
+# %% ../nbs/24_database.ipynb #a77a6783
 def may_write(file: Path) -> bool:
     "Whether this process may write a SQLite file and, beside it, the log; of one that is not there the folder decides later."
     return not file.is_file() or all(os.access(path, os.W_OK) for path in (file, file.parent))
@@ -333,7 +333,7 @@ def _locked(engine: sa.Engine, key: sa.ColumnElement[int]) -> sa.Connection | No
     connection.close()
     return None
 
-# %% ../nbs/24_database.ipynb #8e9c11bd
+# %% ../nbs/24_database.ipynb #b201d779
 @contextmanager
 def looking(url: str) -> Iterator[sa.Connection | None]:
     "A connection that makes and changes nothing; None for a file that is not there."
@@ -358,7 +358,7 @@ def stored_tables(url: str) -> set[str]:
     with looking(url) as connection:
         return set(sa.inspect(connection).get_table_names()) if connection else set()
 
-# %% ../nbs/24_database.ipynb #ac705283
+# %% ../nbs/24_database.ipynb #1cfab3a2
 def _has(url: str, tables: sa.MetaData) -> bool:
     "Whether all tables are there; a `StudyError` where one of them lacks a column."
     found = _columns(url, tables.tables)
@@ -377,9 +377,10 @@ def _columns(url: str, names: Iterable[str]) -> dict[str, set[str]]:
 def _refuse_foreign(found: dict[str, set[str]], tables: sa.MetaData) -> None:
     "Raises a `StudyError` for a table that lacks a column of ours or of Optuna's."
     for name, table in tables.tables.items():
-        if missing := {column.name for column in table.columns} - found.get(name, {c.name for c in table.columns}):
+        if missing := sorted({column.name for column in table.columns} - found.get(name, {c.name for c in table.columns})):
+            lacks = f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more columns' if len(missing) > 3 else ''}"
             raise StudyError(
-                f"hpo.storage: the table {name} in that database lacks {', '.join(sorted(missing))}: it is another program's, or "
+                f"hpo.storage: the table {name} in that database lacks {lacks}: it is another program's, or "
                 f"another version's of this one; name another database by hpo.storage, or go on with that version"
             )
 

@@ -96,9 +96,9 @@ def refuse_space(study: optuna.Study, space: tuple[Dimension, ...]) -> None:
             check_distribution_compatibility(old, new)
         except ValueError:
             raise StudyError(
-                f"study '{study.study_name}' has trials with hpo.search_space.{dimension.name} as {_drawn(old)}, not {_drawn(new)}, and "
-                f"Optuna cannot change that within a study; take it back, or choose another hpo.study_name for a new study, which "
-                f"hpo.warm_start={study.study_name} begins with the best settings of this one"
+                f"study '{study.study_name}' has trials with hpo.search_space.{dimension.name} as {_drawn(old)}, not "
+                f"{_drawn(new)}, and Optuna cannot change that within a study; take it back, or choose another hpo.study_name "
+                f"for a new study, which hpo.warm_start={study.study_name} begins with the best settings of this one"
             ) from None
 
 # %% ../nbs/46_identity.ipynb #31ceb46f
@@ -141,7 +141,7 @@ def _write_identity(cfg: Config, study: optuna.Study, now: dict[str, Any], begun
 
 # %% ../nbs/46_identity.ipynb #1ecf199b
 def settle_n_trials(cfg: Config, study: optuna.Study, joins: bool) -> Config:
-    "The configuration with the number of trials that the study has from now on: its own for who `joins`, never below what is done."
+    "The configuration with the number of trials that the study has from now on; who `joins` takes its own, and none is undone."
     ledger, name = Ledger(storage_url(cfg), study.study_name), study.study_name
     with exclusive(ledger.engine, name):
         kept, done = study.user_attrs.get("n_trials"), ledger.finished()[0]

@@ -35,7 +35,7 @@ def slot_of(trial: FrozenTrial) -> int:
 def trial_of_slot(trials: Sequence[FrozenTrial], slot: int) -> FrozenTrial | None:
     """The trial that a slot is bound to, None where there is none yet; by number in a study that has no slots.
 
-    Where several bear the mark (older studies marked a trial before its slot was bound), the one that did not fail, else the last.
+    Of several with the mark (older studies marked a trial before its slot was bound), the one that did not fail, else the last.
     """
     marked = any("slot" in t.user_attrs for t in trials)
     mine = [t for t in trials if (t.user_attrs.get("slot") if marked else t.number) == slot]

@@ -312,7 +312,11 @@ def make_variants_apart(cfg: Config) -> None:
 def variants_process() -> None:
     "What `make_variants_apart` runs: the variants of the study that its parent sends."
     cfg = Config.model_validate_json(receive_task())
-    with suppress(UserError, Interrupted), stoppable("finishing the variants at work") as request, _opened(cfg, None, joins=True) as run:
+    with (
+        suppress(UserError, Interrupted),
+        stoppable("finishing the variants at work") as request,
+        _opened(cfg, None, joins=True) as run,
+    ):
         if not run.is_done():
             run.make_variants()
     sys.exit(EXIT_STOPPED if request.made else 0)

@@ -115,7 +115,9 @@ MAX_GIVEN_UP = 3
 class Job:
     """A study to work on: `n_trials` trials that end well are wanted, each by calling the objective with a lease.
 
-    Where the study keeps a number of its own, that counts: who extends a study, or ends it sooner, is followed by all at work on it. `settle`: closes a lease's slot if nothing of it is left to train, and says whether it did. `check`: raises what ends work.
+    Where the study keeps a number of its own, that counts: all at work on it follow who extends the study, or ends it sooner.
+
+    `settle`: closes a lease's slot if nothing of it is left to train, and says whether it did. `check`: raises what ends work.
     """
 
     study: optuna.Study

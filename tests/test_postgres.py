@@ -261,6 +261,50 @@ def test_a_real_study_by_two_workers_and_no_password_anywhere(server, tmp_path, 
     assert len(said) > 7 and not [text for text in said if password in text]
 
 
+def made_database(server, name, options=""):
+    """The URL of a new database on the server."""
+    server.psql(f"create database {name} {options};")
+    return server.url.replace("/postgres?", f"/{name}?")
+
+
+def test_a_server_of_unknown_encoding(server, tmp_path, tell):
+    """SQL_ASCII is what a server gets that was made under the locale C: a study runs there, with a name beyond ASCII."""
+    url = made_database(server, "ascii", "encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'")
+    (tmp_path / "ascii.url").write_text(url)
+    name = "Grüße " + "é" * 95
+    words = [
+        *COMMON,
+        f"hpo.storage=file:{tmp_path / 'ascii.url'}",
+        f"hpo.study_name={name}",
+        f"studies_dir={tmp_path}",
+        "n_trials=2",
+    ]
+    with pytest.raises(StudyError, match="no study here"):
+        stored_study(load_config(words))
+    assert invented_study(words, 0.0) == 2 and optuna.get_all_study_names(open_storage(url)) == [name]
+    assert [row[0] for row in trials_by_slot(url, name)] == [0, 1]
+    tell("PostgreSQL", "a database in SQL_ASCII", "2 of 2 trials, the study's name unharmed")
+
+
+def test_tables_of_others_are_refused_in_one_line(server, tell):
+    url = made_database(server, "older")
+    open_storage(url)
+    with make_engine(url).begin() as db:
+        db.execute(sa.text("update alembic_version set version_num = 'v3.0.0.c'"))
+    foreign = made_database(server, "foreign_tables")
+    with make_engine(foreign).begin() as db:
+        db.execute(sa.text("create table studies (id int); create table criteria_hpo_slots (study text)"))
+    for what, act, words in (
+        ("an older Optuna's tables", lambda: open_storage(url), "of an older version"),
+        ("a stranger's tables", lambda: open_storage(foreign), "the table studies in that database lacks study_id"),
+        ("other tables of ours", lambda: Ledger(foreign, "s"), "the table criteria_hpo_slots in that database lacks attempts"),
+    ):
+        with pytest.raises(StudyError, match=words) as refused:
+            act()
+        tell("PostgreSQL", what, str(refused.value))
+    assert stored_tables(foreign) == {"studies", "criteria_hpo_slots"}
+
+
 @pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_waits_for_a_server_that_is_away(server, tmp_path, tell, seconds):
     """A worker that meets no server waits for it, and goes on when it is back."""

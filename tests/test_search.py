@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import optuna
 import pytest
@@ -21,7 +22,7 @@ from criteria_hpo.report import best_table, study_summary
 from criteria_hpo.search_space import parse_space
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2"]
-ODD = "50%25 of? #1 it's \"Grüße\" {x} a@b:c&d"
+ODD = '50%25 of? #1 it\'s "Grüße" {x} a@b:c&d'
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +48,13 @@ def test_the_defaults_are_slot_0_whoever_asks_first(tmp_path, monkeypatch, order
     objective = Objective(cfg, study, ledger, invented_setup(cfg), space, pruner)
     first, second = ledger.claim(2), ledger.claim(2)
     if order == "killed before it was bound":
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(Ledger, "bind", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+        with patch.object(Ledger, "bind", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             objective(first)
     for lease in (second, first):
         objective(lease)
     number = 1 + (order == "killed before it was bound")
     default = study.trials[number]
-    assert default.user_attrs["slot"] == 0 and study.trials[0].params != default.params or number == 2
+    assert (default.user_attrs["slot"] == 0 and study.trials[0].params != default.params) or number == 2
     assert best_table(study)["default"].replace("", None).dropna().to_dict() == default.params
     assert default.params["learning_rate"] == cfg.hpo.default_setting.learning_rate
     assert f"rial {number} (the defaults)" in study_summary(study)
@@ -109,4 +109,6 @@ def read_only(folder: Path, *words: str) -> subprocess.CompletedProcess:
     options = {"capture_output": True, "text": True, "check": False, "env": os.environ | {"PYTHONWARNINGS": "ignore"}}
     if subprocess.run([*within, mount, str(folder)], **options).returncode:
         pytest.skip("no read-only mounts here")
-    return subprocess.run([*within, f'{mount} && exec "$@"', str(folder), sys.executable, "-m", "criteria_hpo.cli", *words], **options)
+    return subprocess.run(
+        [*within, f'{mount} && exec "$@"', str(folder), sys.executable, "-m", "criteria_hpo.cli", *words], **options
+    )
