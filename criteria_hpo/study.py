@@ -23,6 +23,7 @@ import optuna
 import torch
 from transformers import PreTrainedModel
 
+from .checks import check_study
 from .config import Config, make_study_dir, storage_url
 from .crew import EXIT_STOPPED, Crew, give_task, receive_task, work_together
 from .database import exclusive, impatient, make_engine
@@ -40,12 +41,13 @@ from criteria_hpo.identity import (
 )
 from .ledger import Ledger
 from .manifest import write_manifest
+from .metrics import count_pairs
 from .objective import Objective, keep_sizes, kept_sizes, sampler_notice
-from .prepare import Data, augmentation_methods, load_data, make_setup, study_variants
+from .prepare import Data, augmentation_methods, make_setup, study_variants
 from .processes import Interrupted, StopRequest, stoppable, this_process
 from .progress import progress_bar
 from .pruning import FoldPruner, patience_line
-from .search_space import Dimension, check_augmentation, largest_batch_size, parse_space, reachable_options
+from .search_space import Dimension, largest_batch_size, parse_space, reachable_options
 from .trainer import with_sizes
 from .vram import SHARE_VARIABLE, gpu_share
 from .work import Job, fail_strays, is_done, work_through
@@ -197,10 +199,10 @@ def study_log(cfg: Config, data: Data) -> Iterator[None]:
 @contextmanager
 def _opened(cfg: Config, data: Data | None, joins: bool) -> Iterator[StudyRun]:
     "The study, and its log while the body runs; who `joins` takes the number of trials that the study has."
-    check_augmentation(cfg, parse_space(cfg.hpo.search_space))  # mistakes in space and data are told before anything is written
-    data = data or load_data(cfg)
+    data = check_study(cfg, data)  # before anything is written
     with study_log(cfg, data):
         study = open_study(cfg, data)
+        study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
         before = study.user_attrs.get("n_trials")
         run = StudyRun(settle_n_trials(cfg, study, joins), data, study)
         if not joins and before not in (None, run.cfg.n_trials):
