@@ -44,7 +44,8 @@ class Candidate(NamedTuple):
         detail = {"hyperband": f" η={p.reduction_factor}", "wilcoxon": f" p<{p.p_threshold:g}"}.get(p.type, "")
         start = f" from {p.min_resource}" if p.min_resource > 1 else ""
         words = [] if p.type == "patience" else [f"{p.type}{detail}{start}"]
-        words += [f"patience {patience.folds} {patience.reference}"] if patience.folds and p.type != "none" else []
+        alone = start if p.type == "patience" else ""
+        words += [f"patience {patience.folds} {patience.reference}{alone}"] if patience.folds and p.type != "none" else []
         return ", ".join(words) + (" in epochs" if self.mode != "kfold" else "")
 
 # %% ../nbs/66_pruner_choice.ipynb #a4efd466

@@ -85,7 +85,7 @@ def fit_setting(setting: dict[str, Any], space: tuple[Dimension, ...]) -> tuple[
 
 
 def first_changes(space: tuple[Dimension, ...], defaults: HParams) -> list[str]:
-    "In what trial 0 differs from the defaults, in words."
+    "In what slot 0 differs from the defaults, in words."
     given = {d.name: value for d in space if (value := getattr(defaults, d.name)) is not None}
     return fit_setting(given, space)[1]
 
@@ -93,7 +93,7 @@ def first_changes(space: tuple[Dimension, ...], defaults: HParams) -> list[str]:
 def warm_start_settings(
     source: Sequence[dict[str, Any]], space: tuple[Dimension, ...], defaults: HParams
 ) -> list[dict[str, Any]]:
-    "The parameters of the trials after trial 0, best first and none twice; a logged line for each setting that was changed."
+    "The parameters of the slots after slot 0, best first and none twice; a logged line for each setting that was changed."
     first = default_params(space, defaults)
     settings = [first]
     for k, setting in enumerate(source, 1):
@@ -103,7 +103,7 @@ def warm_start_settings(
         if first | fitted not in settings:
             settings.append(first | fitted)
         else:
-            logger.warning("hpo.warm_start: setting %d is left out: here it is trial 0, or one before it", k)
+            logger.warning("hpo.warm_start: setting %d is left out: here it is the defaults, or one before it", k)
     return settings[1:]
 
 # %% ../nbs/40_search_space.ipynb #b30b2413

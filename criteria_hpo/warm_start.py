@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .config import Config, HParams, storage_url, study_dir
 from .database import database_url, open_storage
-from .errors import ConfigError, StudyError, first_problem
+from .errors import ConfigError, StudyError, first_problem, looked_in
 
 # %% ../nbs/39_warm_start.ipynb #5d4ab526
 def _from_file(path: Path) -> list[dict[str, Any]]:
@@ -26,6 +26,8 @@ def _from_file(path: Path) -> list[dict[str, Any]]:
     where = f"hpo.warm_start={path}"
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: no such file ({looked_in(path)}); give a YAML file of settings, or a study's name") from None
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(
             f"{where}: cannot be read ({type(err).__name__}); give a YAML file of settings, or a study's name"
