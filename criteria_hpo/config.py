@@ -37,15 +37,15 @@ def _words(labels: Any) -> Any:
 
 
 class ColumnNames(Frozen):
-    "What your file calls the columns of a pair."
+    "What your file calls the columns of a pair; null leaves an optional one unread."
 
     post_id: str | None = "post_id"
     post: str = "post"
     criterion_id: str | None = "criterion_id"
     criterion: str = "criterion"
     label: str = "label"
-    evidence: str = "evidence"
-    group_id: str = "group_id"
+    evidence: str | None = "evidence"
+    group_id: str | None = "group_id"
     split: str | None = "split"
     annotator: str | None = "annotator"
 
