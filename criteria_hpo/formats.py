@@ -165,7 +165,8 @@ def _flags(table: pd.DataFrame, used: Mapping[str, str | None]) -> list[str]:
 
 def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One row for each pair and annotator of a table in that form, under our names."""
-    names = names_of(table, data.columns.model_dump(), ("post_id",) if criteria else tuple(MADE))
+    made = ("post_id",) if criteria else tuple(MADE)
+    names = names_of(table, data.columns.model_dump(), made)
     names |= {"criterion": None} if criteria else {}
     flags = _flags(table, names)
     if names["label"] not in table.columns and names["post"] in table.columns and len(flags) > 1:
@@ -174,7 +175,7 @@ def long_rows(table: pd.DataFrame, data: DataConfig, source: str, criteria: Mapp
             f"each is a criterion, set data.layout=wide and data.criteria_path"
         )
     required = tuple(ours for ours in REQUIRED if names[ours])
-    rows = drop_blank_rows(take_columns(table, names, required, source))
+    rows = drop_blank_rows(take_columns(table, names, required, source, made))
     rows = make_ids(without_removed(rows, source, data.columns.model_dump()), source)
     if criteria:
         rows = _with_texts(rows, criteria, source, data.columns.criterion_id or "criterion_id")
@@ -201,7 +202,7 @@ def _posts(table: pd.DataFrame, data: DataConfig, source: str, cells: pd.DataFra
         logger.warning("%s: %s is not read with data.layout=%s, as it names no criterion", source, names["evidence"], data.layout)
     names["evidence"] = None
     required = tuple(ours for ours in REQUIRED if names[ours])
-    rows = take_columns(table, names, required, source)
+    rows = take_columns(table, names, required, source, ("post_id",))
     rows = rows.loc[drop_blank_rows(pd.concat([rows, cells], axis=1)).index]
     rows = make_ids(without_removed(rows, source, data.columns.model_dump()), source)
     once = rows.drop(columns=["label", "annotator"], errors="ignore").drop_duplicates()

@@ -58,10 +58,17 @@ def _columns_there(found: list[str]) -> str:
     return f"the file has {', '.join(name or '(no name)' for name in found[:15])}{more}"
 
 # %% ../nbs/10_pairs.ipynb #7c2e0959
-def take_columns(frame: pd.DataFrame, names: Mapping[str, str | None], required: tuple[str, ...], source: str) -> pd.DataFrame:
+def take_columns(
+    frame: pd.DataFrame,
+    names: Mapping[str, str | None],
+    required: tuple[str, ...],
+    source: str,
+    makeable: tuple[str, ...] = (),
+) -> pd.DataFrame:
     """The columns of `names` (ours: the file's; None: not used) under our names; one that is not `required` may be absent.
 
-    Absent is an error all the same when the file's name was given on purpose, that is when it differs from ours.
+    Absent is an error all the same when the file's name was given on purpose, that is when it differs from ours. The message
+    says of a column in `makeable` that null has its ids made from the texts.
     """
     found, taken = [str(name) for name in frame.columns], {}
     for ours, theirs in names.items():
@@ -80,9 +87,10 @@ def take_columns(frame: pd.DataFrame, names: Mapping[str, str | None], required:
             taken[ours] = frame[theirs]
         elif ours in required or theirs != ours:
             guess = did_you_mean(theirs, [other for other in found if other not in names.values()])
+            made = " (null: made from the texts)" if ours in makeable else ""
             raise DataError(
                 f"{source}: column {theirs} is missing{guess}; needed are {', '.join(required)}, "
-                f"and data.columns.{ours}=NAME names another column; {_columns_there(found)}"
+                f"and data.columns.{ours}=NAME names another column{made}; {_columns_there(found)}"
             )
     return pd.DataFrame(taken)
 
