@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'INVISIBLE', 'CELL_LIMIT', 'LOST', 'LOOKS_LIKE_ID', 'Distinct', 'IDS', 'strip_cell', 'same_text',
-           'is_missing', 'is_nobody', 'is_removed', 'is_sheet_error', 'is_rounded', 'mistaken_encoding', 'id_key',
-           'distinct_cells', 'rows_with', 'such_rows', 'check_cells', 'remark_on_cells']
+           'is_missing', 'is_placeholder', 'is_removed', 'is_sheet_error', 'is_rounded', 'mistaken_encoding', 'id_key',
+           'the_id', 'distinct_cells', 'rows_with', 'such_rows', 'check_cells', 'remark_on_cells']
 
 # %% ../nbs/05b_cells.ipynb #4ea55087
 import logging
@@ -36,7 +36,7 @@ def same_text(text: str) -> str:
 
 # %% ../nbs/05b_cells.ipynb #182edacb
 _MISSING = frozenset(["nan", "-nan", "na", "n/a", "#na", "none", "null", "nil", "<na>", "nat"])
-_NOBODY = re.compile(
+_PLACEHOLDER = re.compile(
     r"[\W_]*(u/)?[\W_]*(deleted|removed|anonymous|anon|unknown|undefined|missing|not available|no (author|user|name)|"
     r"nan|na|n/a|none|null|nil|nat)?( (by )?(the )?(user|author|account|moderator|reddit))?[\W_]*|-1(\.0*)?"
 )
@@ -47,9 +47,9 @@ def is_missing(cell: str) -> bool:
     return len(cell) < 20 and strip_cell(cell).casefold() in _MISSING
 
 
-def is_nobody(author: str) -> bool:
+def is_placeholder(author: str) -> bool:
     """Whether an author's name is a placeholder, such as [deleted], None, nan, anonymous or -."""
-    return len(author) < 40 and _NOBODY.fullmatch(strip_cell(author).casefold()) is not None
+    return len(author) < 40 and _PLACEHOLDER.fullmatch(strip_cell(author).casefold()) is not None
 
 # %% ../nbs/05b_cells.ipynb #59b4b2c7
 _REMOVED = re.compile(r"[\[(<{]\s*(deleted|removed)(\s+(by|because)\b[^\[\]]{0,60})?\s*[\])>}]", re.IGNORECASE)
@@ -98,6 +98,11 @@ def id_key(name: str) -> str:
     key = "".join(name.translate(_UNSEEN).split()).casefold()
     number = re.fullmatch(r"0*(\d+?)(\.0+)?", key)
     return number[1] if number else key
+
+
+def the_id(column: str, cell: str) -> str:
+    """`column 'cell'` for a message, or `its column` where the cell may be a text."""
+    return f"{column} {cell!r}" if LOOKS_LIKE_ID.fullmatch(cell) else f"its {column}"
 
 # %% ../nbs/05b_cells.ipynb #5ba4640a
 Distinct = dict[str, list[str]]

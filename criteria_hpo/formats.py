@@ -26,8 +26,8 @@ from criteria_hpo.pairs import (
     read_labels,
     take_columns,
     warn_of_no_groups,
-    without_removed,
 )
+from .repairs import without_removed
 from .tables import read_table
 
 logger = logging.getLogger(__name__)
