@@ -44,7 +44,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "n_trials=2.5": ("n_trials=2.5", "a whole number at least 1"),
     "debug=maybe": ("debug=maybe", "true or false"),
     "seed=null": ("seed=null", "a whole number at least 0 and below"),
-    "hpo.search_space.learning_rate=3": ("hpo.search_space.learning_rate=3", "a section of settings"),
+    "hpo.search_space.learning_rate=3": ("hpo.search_space.learning_rate=3", "must be a dimension, such as {type: fixed"),
     # out of range
     "n_trials=0": ("n_trials=0", "at least 1"),
     "seed=-1": ("seed=-1", "at least 0 and below"),

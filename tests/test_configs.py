@@ -287,7 +287,8 @@ def made(*words: str) -> str:
     return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-RULES = made("-pRr", "help").partition("# Files")[2]
+VARIABLES, _, RULES = made("-pRr", "help").partition("# Files")
+TAKES = dict(re.findall(r"^TAKES\.([\w-]+) :?= ?(.*)$", VARIABLES, re.MULTILINE))
 TARGETS = sorted(re.findall(r"\n\n([a-z][\w-]*):", RULES))
 
 
@@ -296,7 +297,8 @@ def commands(target: str, tmp_path: Path) -> Iterator[list[str]]:
     stub = tmp_path / "python"
     stub.write_text(f'#!{sys.executable}\nimport json, sys\nprint("RAN", json.dumps(sys.argv[1:]))\n')
     stub.chmod(0o755)
-    shown = made(f"PY={stub}", target, *(f"{name}={value}" for name, value in GIVEN.items())).replace("\\\n", " ")
+    words = [f"{name}={value}" for name, value in GIVEN.items() if name in TAKES.get(target, "").split()]
+    shown = made(f"PY={stub}", target, *words).replace("\\\n", " ")
     given = {"PARAMS": "studies/params/full.yaml", "PATH": "/usr/bin:/bin", **GIVEN}
     for line in shown.splitlines():
         if OURS.search(line):
@@ -321,6 +323,7 @@ def notebook_config(words: list[str]) -> Config:
 def test_make_targets_are_seen() -> None:
     originals = {f"hpo_deberta_{kind}_{aug}" for kind in ("base", "nli") for aug in ("aug", "noaug")}
     assert originals | {"demo", "hpo", "hpo_status", "test"} <= set(TARGETS)
+    assert {"STUDY", "N_TRIALS"} <= set(TAKES["hpo"].split()) and TAKES["hpo_status"] == "STUDY" and TAKES["test"] == ""
 
 
 def test_the_original_target_is_the_promised_line(tmp_path: Path) -> None:
@@ -393,7 +396,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "overrides=hpo.pruner.type=patience data.n_folds=3": ("patience.folds=3 stops no trial", "data.n_folds=3"),
     # warm start
     "hpo.warm_start=nowhere": ("hpo.warm_start=nowhere", "no such study"),
-    "hpo.warm_start=nowhere.yaml": ("hpo.warm_start=nowhere.yaml", "cannot be read"),
+    "hpo.warm_start=nowhere.yaml": ("hpo.warm_start=nowhere.yaml", "no such file (looked in"),
     "hpo.warm_start_trials=0": ("hpo.warm_start_trials=0", "at least 1"),
 }
 
