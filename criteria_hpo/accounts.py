@@ -78,11 +78,18 @@ def accounts_table(cfg: Config, study: optuna.Study) -> pd.DataFrame:
 
 # %% ../nbs/54_accounts.ipynb #387ba5ea
 def in_words(table: pd.DataFrame) -> str:
-    "Two lines on what `accounts` shows: what pruning saved, and where the time went."
+    "Lines on what `accounts` shows: what pruning saved, if a trial was pruned, and where the time went."
     total = table.loc[("all", "")]
     worked, spent = total["training"] + total["evaluation"], total[["training", "evaluation", "other"]].sum()
     if not total["folds"]:
         return "No fold is finished yet."
+    went = (
+        f"Of {spell_seconds(spent)} in trials, starting up not counted, training took {total['training'] / spent:.0%}, "
+        f"scoring {total['evaluation'] / spent:.0%}, "
+        f"everything else {total['other'] / spent:.1%}."
+    )
+    if total["folds"] == total["folds_unpruned"]:
+        return went
     saved = {
         "folds": 1 - total["folds"] / total["folds_unpruned"],
         "epochs": 1 - total["epochs"] / max(total["epochs_unpruned"], 1),
@@ -91,8 +98,5 @@ def in_words(table: pd.DataFrame) -> str:
     return (
         f"Pruning saved {saved['folds']:.0%} of {total['folds_unpruned']:,.0f} folds, and about {saved['epochs']:.0%} of "
         f"{total['epochs_unpruned']:,.0f} epochs and {saved['time']:.0%} of {spell_seconds(total['seconds_unpruned'])} "
-        f"(missing folds taken to be as long as a trial's own; one that was stopped within counts by its epochs and time).\n"
-        f"Of {spell_seconds(spent)} in trials, starting up not counted, training took {total['training'] / spent:.0%}, "
-        f"scoring {total['evaluation'] / spent:.0%}, "
-        f"everything else {total['other'] / spent:.1%}."
+        f"(missing folds taken to be as long as a trial's own; one stopped within counts by its epochs and time).\n{went}"
     )

@@ -12,19 +12,26 @@ import torch
 
 from .classifier import BERTClassifier
 from .config import Config, study_dir
+from .evaluate import evaluate_best
 from .precision import resolve_precision
 from .prepare import fullest_moment, physical_batch_sizes, ready_classifier
+from .report import best_trial
 from .search_space import largest_batch_size, parse_space
-from .stored import report_text, status_line
+from .spelling import spelled
+from .stored import plots_text, report_text, status_line, test_text
 from .study import run_hpo, run_hpo_worker
 from .train import folds_table, train_setting
 from .vram import GB, Card, calculate_gradient_accumulation, get_gpu_vram_info, memory_line
 
 # %% ../nbs/59_commands.ipynb #4dbad3d4
 def command_hpo(cfg: Config) -> None:
-    "Runs, or goes on with, the study; prints what it found."
-    print(report_text(cfg, run_hpo(cfg).study))
-    print(f"\nResults: {study_dir(cfg)}")
+    "Runs, or goes on with, the study; prints what it found, draws its plots, and scores its best setting on the test posts."
+    run = run_hpo(cfg)
+    print(report_text(cfg, run.study))
+    print(f"\n{plots_text(cfg, run.study)}")
+    if best_trial(run.study):
+        evaluate_best(run)
+    print(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}")
 
 
 def command_worker(cfg: Config) -> None:
@@ -40,7 +47,9 @@ def command_train(cfg: Config) -> None:
     one, four = "{:.1f}".format, "{:.4f}".format
     print(table.to_string(formatters={"epochs": one, "best_epoch": one, "seconds": one}, float_format=four))
     spread = f"standard deviation {table.loc['std', 'score']:.4f} over {len(trained.folds)} folds"
-    print(f"\n{metric} {table.loc['mean', 'score']:.4f}, {spread}\nKept in {trained.path}; the same command again only shows it")
+    setting = ", ".join(f"{name}={spelled(value)}" for name, value in cfg.hpo.default_setting if value is not None)
+    print(f"\nSetting: {setting}")
+    print(f"{metric} {table.loc['mean', 'score']:.4f}, {spread}\nKept in {trained.path}; the same command again only shows it")
 
 # %% ../nbs/59_commands.ipynb #95b54006
 def sizes_line(cfg: Config, sizes: tuple[int, int], probed: bool) -> str:

@@ -22,6 +22,7 @@ from .config import study_dir
 from .epoch import Diverged, TrainingSetup, fold_seed, predict
 from .errors import StudyError
 from .files import write_whole
+from .looks import count_look, keep_results, looks_line, looks_of, results_text
 from criteria_hpo.metrics import (
     MIN_FOR_THRESHOLD,
     Prediction,
@@ -115,9 +116,12 @@ def test_predictions(run: StudyRun) -> tuple[Predictions, str]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["key"] == _key(run):
+            if not looks_of(run.study):  # of a study that did not count yet
+                count_look(run.cfg, run.study)
             return {name: (np.array(m["probs"]), m["threshold"]) for name, m in kept["models"].items()}, kept["rule"]
     except (OSError, ValueError, KeyError):
         logger.info("No kept test predictions: training them")
+    count_look(run.cfg, run.study)
     found, labels = _train_all(run)
     cut = {name: 0.5 if name in CONSTANTS else choose_threshold(labels, m.held_out) for name, m in found.items()}
     models = {name: {"threshold": cut[name], "probs": m.probs.tolist()} for name, m in found.items()}
@@ -236,5 +240,9 @@ def compare(run: StudyRun, predictions: Predictions, rule: str) -> Evaluation:
 def evaluate_best(run: StudyRun) -> Evaluation:
     "`compare` on the predictions of this study's best trial; a sentence alone where no test split was cut."
     if run.data.test.empty:
-        return pd.DataFrame(), pd.DataFrame(), ["No test split was cut (data.test_fraction=0): there is no score here to quote."]
-    return compare(run, *test_predictions(run))
+        said = ["No test split was cut (data.test_fraction=0): there is no score here to quote."]
+        table, differences = pd.DataFrame(), pd.DataFrame()
+    else:
+        table, differences, said = compare(run, *test_predictions(run))
+    keep_results(run.cfg, run.study, results_text(table, differences, said))
+    return table, differences, said if table.empty else [*said, looks_line(run.study)]

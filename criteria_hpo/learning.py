@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANKS', 'learning_remark']
 
-# %% ../nbs/50b_learning.ipynb #9f492275
+# %% ../nbs/50b_learning.ipynb #ad340dd0
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import optuna
 
 from .ledger import FoldRow
+from .metrics import constant_scores_of
 from .plot_data import metric_name
 from .spelling import spelled
 
-# %% ../nbs/50b_learning.ipynb #cb57b40a
+# %% ../nbs/50b_learning.ipynb #ab993e77
 RANKS = 0.6  # an average AUROC from which on a model ranks, though it is never sure
 
 
@@ -27,14 +28,9 @@ def _what_was_tried(study: optuna.Study, details: list[dict[str, Any]]) -> tuple
     return tried, f" (a fold had {max(d.get('epochs', 0) for d in details)} at most)"
 
 
-def _constant_scores(metrics: dict[str, float]) -> bool:
-    "Whether a fold's scores are those of one score for all pairs: ties all over have an AUROC of 0.5 to the last bit."
-    return metrics["roc_auc"] == 0.5 and metrics["mcc"] == 0
-
-
 def _symptom(metrics: list[dict[str, float]], name: str) -> str | None:
     "What all folds have in common that leaves nothing to choose from, or None; `name`: the score of the search."
-    if all(map(_constant_scores, metrics)):
+    if all(map(constant_scores_of, metrics)):
         return "every pair of a fold has the same score"
     if name == "f1" and all(m["f1"] == 0 for m in metrics):
         silent = all(m["recall"] == m["mcc"] == 0 for m in metrics)
@@ -53,11 +49,11 @@ def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
         return ""
     where = f"in all {len(metrics):,} folds" if len(metrics) > 1 else "in the only fold"
     auroc = float(np.nanmean([m["roc_auc"] for m in metrics]))
-    (rates, epochs), constant = _what_was_tried(study, details), all(map(_constant_scores, metrics))
+    (rates, epochs), constant = _what_was_tried(study, details), all(map(constant_scores_of, metrics))
     other = "Under another hpo.study_name"
     if auroc >= RANKS:
-        ranking = f"The models do rank, with an average AUROC of {auroc:.2f}"
-        return f"No setting can be chosen: {where} {symptom}. {ranking}. {other} set hpo.metric=average_precision: it needs no threshold."
+        remedy = f"The models do rank (average AUROC {auroc:.2f}). {other} set hpo.metric=average_precision, without a threshold."
+        return f"No setting can be chosen: {where} {symptom}. {remedy}"
     ranking = "" if constant else f", and the models hardly rank (average AUROC {auroc:.2f}, chance 0.50)"
     more = f"hpo.search_space.learning_rate{rates}, more training.num_epochs{epochs}"
     remedy = f"lower rates in {more}" if constant else f"higher rates in {more}, hpo.metric=average_precision"

@@ -85,6 +85,7 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
         "start": min(times).isoformat() if times else None,
         "end": max(times).isoformat() if times else None,
         "changed": study.user_attrs.get("changed", []),
+        "test_looks": study.user_attrs.get("test_looks", []),
         "trials": dict(Counter(t.state.name for t in trials)),
         "best": best,
     }

@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['FINISHED', 'folds_trained', 'seconds_spent', 'trials_table', 'folds_of_study', 'states_table', 'pruning_savings',
-           'best_trial', 'best_table', 'spell_seconds', 'study_summary', 'variants_summary']
+           'best_trial', 'best_table', 'best_overrides', 'spell_seconds', 'study_summary', 'variants_summary']
 
 # %% ../nbs/51_report.ipynb #69b40657
 from collections import Counter
+from collections.abc import Sequence
 
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from .plots import metric_name
+from .learning import learning_remark
+from .ledger import FoldRow
+from .plot_data import metric_name
 from .samplers import trial_of_slot
+from .spelling import as_overrides
 
 # %% ../nbs/51_report.ipynb #74556f84
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -31,7 +35,7 @@ def seconds_spent(trial: FrozenTrial) -> float:
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    "One row a finished trial: number, state, value, folds, one column per parameter, prune_reason, seconds."
+    "One row a finished trial: number, state, value, folds, prune_reason (in short), seconds, one column per parameter."
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     rows = [
         {
@@ -39,15 +43,15 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
             "state": trial.state.name,
             "value": trial.value,
             "folds": folds_trained(trial),
-            **trial.params,
-            "prune_reason": trial.user_attrs.get("prune_reason", ""),
+            "prune_reason": trial.user_attrs.get("prune_reason", "").split(" (")[0],
             "seconds": seconds_spent(trial),
+            **trial.params,
         }
         for trial in trials
     ]
-    first, last = ["number", "state", "value", "folds"], ["prune_reason", "seconds"]
+    first = ["number", "state", "value", "folds", "prune_reason", "seconds"]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    return pd.DataFrame(rows, columns=[*first, *names, *last])
+    return pd.DataFrame(rows, columns=[*first, *names])
 
 # %% ../nbs/51_report.ipynb #6396978e
 def folds_of_study(study: optuna.Study) -> int:
@@ -111,6 +115,13 @@ def best_table(study: optuna.Study) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["best", "default"], dtype=object)
     return table.rename_axis("parameter")
 
+# %% ../nbs/51_report.ipynb #d97afc6f
+def best_overrides(study: optuna.Study) -> str:
+    "The best setting as overrides of `hpo.default_setting`; null for what other trials have and it does not. Empty without one."
+    best, trials = best_trial(study), study.get_trials(deepcopy=False)
+    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    return as_overrides({name: best.params.get(name) for name in names}) if best else ""
+
 # %% ../nbs/51_report.ipynb #58ab6037
 def spell_seconds(seconds: float) -> str:
     "A duration in its two largest units: `2 d 3 h`, `1 h 12 min`, `4 min 5 s`, `7 s`."
@@ -161,22 +172,27 @@ def _first_trial(study: optuna.Study, default: FrozenTrial) -> str:
     return f"trial {default.number} (the defaults{' but for ' * bool(changes)}{'; '.join(changes)})"
 
 # %% ../nbs/51_report.ipynb #f75a1967
+def _cost_line(cost: dict[str, float], seconds: float) -> str:
+    "Folds and time, and what pruning saved, if any trial was pruned."
+    spent = f"Trained {_count(cost['trained'], 'fold')} in {spell_seconds(seconds)}"
+    if cost["trained"] == cost["without_pruning"]:
+        return f"{spent}."
+    return f"{spent}; without pruning it would have been {cost['without_pruning']:,}: {cost['saved_share']:.0%} saved."
+
+
 def study_summary(
     study: optuna.Study,  # in any state
     n_folds: int | None = None,  # folds of a whole trial; read off the study when not given
+    folds: Sequence[FoldRow] = (),  # what the ledger knows of its folds, to see whether anything was learnt
 ) -> str:  # lines of plain text
-    "What the study found and what it cost; one friendly line when nothing has finished."
+    "What the study found and what it cost; one friendly line when nothing has finished, one where nothing was learnt."
     trials = study.get_trials(deepcopy=False)
     if not any(trial.state in FINISHED for trial in trials):
         return "No trial has finished yet: run the same command again to go on, nothing is lost."
-    folds, best = pruning_savings(study, n_folds), best_trial(study)
-    seconds = sum(seconds_spent(trial) for trial in trials)
-    lines = [_trials_line(study), _best_line(study, best) if best else "No trial is complete, so there is no best one."]
-    lines.append(
-        f"Trained {_count(folds['trained'], 'fold')} in {spell_seconds(seconds)}; without pruning it would "
-        f"have been {folds['without_pruning']:,}: {folds['saved_share']:.0%} saved."
-    )
-    if best:
+    cost, best, remark = pruning_savings(study, n_folds), best_trial(study), learning_remark(study, folds)
+    found = _best_line(study, best) if best else "No trial is complete, so there is no best one."
+    lines = [_trials_line(study), remark or found, _cost_line(cost, sum(map(seconds_spent, trials)))]
+    if best and not remark:
         lines.append("The winner of a search is picked for its luck as well: quote its score on the test posts, " "not this one.")
     return "\n".join(lines)
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['spelled', 'readable', 'as_overrides']
 
-# %% ../nbs/50a_spelling.ipynb #4725fc81
+# %% ../nbs/50a_spelling.ipynb #444b857e
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-# %% ../nbs/50a_spelling.ipynb #211ecbd2
+# %% ../nbs/50a_spelling.ipynb #1abc5434
 def spelled(value: Any) -> str:
     "A value for a reader: a float with four significant digits, or as a whole number from 1,000 on; nothing for None and NaN."
     if not isinstance(value, float):
@@ -26,7 +26,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     "The table with every cell as text, for display; the given one keeps its numbers."
     return table.map(spelled)
 
-# %% ../nbs/50a_spelling.ipynb #3cfcdd90
+# %% ../nbs/50a_spelling.ipynb #5f3c453c
 def as_overrides(params: Mapping[str, Any]) -> str:
     "The parameters as overrides of `hpo.default_setting`, exact, one word each, for any shell."
 
