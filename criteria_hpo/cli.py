@@ -32,7 +32,7 @@ COMMANDS = {
     "worker": "one more process on the same study, with the same settings; any number of them",
     "train": "one setting, hpo.default_setting, over all folds; no search, no pruning",
     "status": "how far a study is",
-    "report": "what a study found, and its plots drawn anew; trains nothing",
+    "report": "what a study found, its plots drawn anew, and what was kept of the test posts; trains nothing",
     "check_data": "read and check the data, show classes, lengths, folds and hashes",
     "near_copies": "list posts of different groups with nearly the same text, by id, as CSV",
     "probe": "the GPU, and the batch sizes that fit into it",

@@ -21,10 +21,11 @@ from criteria_hpo.encoders import load_tokenizer
 from criteria_hpo.families import tiny_encoder
 from criteria_hpo.ledger import Ledger
 from criteria_hpo.notebooks import config_from_parameters
+from criteria_hpo.spelling import spelled
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2", "training.num_epochs=2"]
-STUDY = [*SMALL, "n_trials=2", "hpo.study_name=small"]
+STUDY = [*SMALL, "n_trials=2", "hpo.study_name=small", "hpo.metric=average_precision"]  # f1 would be 0 throughout
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen:
@@ -86,8 +87,28 @@ def test_worker_goes_on_and_nothing_is_trained_twice(said: dict[str, str], folde
 def test_hpo_and_report_tell_the_same(said: dict[str, str], folder: Path) -> None:
     assert "2 finished trials" in said["hpo"] and "Best setting" in said["hpo"] and f"Results: {folder}/small" in said["hpo"]
     assert said["report"].startswith(said["hpo"].partition("\n\nResults")[0])
+    assert "encoder" in said["report"] and "The test posts were opened once, for trial" in said["report"]
     assert (folder / "small" / "manifest.json").is_file()
     assert said["status"].startswith("2 of 2 done, best ")
+
+
+def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: dict[str, str], folder: Path) -> None:
+    code, again, err = run(["command=hpo", *STUDY], folder)
+    assert code == 0 and again == said["hpo"] and "once more" not in err, err
+    gone = ["command=report", "hpo.study_name=small", "data=pairs", "data.path=gone.csv"]
+    assert run(gone, folder)[1] == said["report"]
+    looks = json.loads((folder / "small" / "manifest.json").read_text())["test_looks"]
+    assert len(looks) == 1 and f"for trial {looks[0]['trial']}." in again
+
+
+def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> None:
+    (line,) = [line for line in said["report"].splitlines() if line.startswith("hpo.default_setting.")]
+    code, out, err = run(["command=train", *STUDY, *shlex.split(line)], folder)
+    assert code == 0, err
+    best = json.loads((folder / "small" / "manifest.json").read_text())["best"]["params"]
+    trained = json.loads((folder / "small" / "train.json").read_text())["key"]["hpo"]["default_setting"]
+    assert {name: trained[name] for name in best} == best and "learning_rate" in best
+    assert f"Setting: learning_rate={spelled(best['learning_rate'])}, batch_size={best['batch_size']}" in out
 
 
 def test_report_draws_the_plots_of_the_stored_study(said: dict[str, str], folder: Path) -> None:
