@@ -39,7 +39,7 @@ def _symptom(metrics: list[dict[str, float]], name: str) -> str | None:
         return "every pair reaches 0.5, so that f1 is that of an answer that reads nothing"
     return None
 
-
+# %% ../nbs/50b_learning.ipynb #7ce87bf5
 def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
     "What is wrong, and what to do, where no trial has learnt anything; empty where one has, or where no fold is finished."
     details = [row.details for row in folds if "roc_auc" in row.details.get("metrics", ())]

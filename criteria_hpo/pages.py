@@ -84,7 +84,7 @@ def _intermediate_values_page(study: optuna.Study) -> Figure:
     title, scores = report_names(study)
     return figure.update_xaxes(title=title, dtick=1 if title == "fold" else None).update_yaxes(title=scores)
 
-
+# %% ../nbs/49c_pages.ipynb #a0004a31
 def _slice_page(study: optuna.Study) -> Figure:
     "Optuna's figure; a parameter on a logarithmic scale is hovered and labelled as 1.23e-5."
     figure = optuna_figure(html_plots, study, "slice")
@@ -99,7 +99,7 @@ PAGES = {
     "intermediate_values": _intermediate_values_page,
 }
 
-
+# %% ../nbs/49c_pages.ipynb #9d117fbc
 def draw_html(
     study: optuna.Study,  # with something to draw, see `not_yet`
     plot: str,  # a key of `PLOTS`

@@ -37,7 +37,7 @@ def metric_name(study: optuna.Study) -> str:
     "What the score is called: Optuna's metric name, else the study's user attribute `metric`, else `score`."
     return (study.metric_names or [study.user_attrs.get("metric", "score")])[0]
 
-
+# %% ../nbs/49b_plot_data.ipynb #6ac4c799
 def not_yet(study: optuna.Study, plot: str) -> str:
     "Why `plot` cannot be drawn yet, in one line; empty when it can."
     trials = study.get_trials(deepcopy=False)

@@ -218,7 +218,7 @@ def _save_one(study: optuna.Study, plot: str, folder: Path) -> str:
             file.unlink(missing_ok=True)
     return note
 
-
+# %% ../nbs/50_plots.ipynb #6efeabf9
 def save_plots(
     study: optuna.Study,  # of one objective, in any state
     folder: str | Path,  # made if missing; holds NAME.html, NAME.png and plotly.min.js afterwards

@@ -113,7 +113,7 @@ def test_a_killed_kernel_is_explained_and_the_notebook_says_where(tmp_path):
     assert ", `run = run_hpo(cfg, corpus)`: finished folds are kept, and the same command goes on; " in last
     cells = nbformat.read(study / "hpo.ipynb", as_version=4).cells
     states = {cell.source.partition("\n")[0]: cell.metadata.get("papermill", {}).get("status") for cell in cells}
-    assert states["corpus = load_data(cfg)"] == "completed" and states["best_table(run.study)"] == "pending"
+    assert states["corpus = load_data(cfg)"] == "completed" and states["readable(best_table(run.study))"] == "pending"
     assert states["run = run_hpo(cfg, corpus)"] == "interrupted"
     (note,) = [number for number, cell in enumerate(cells) if cell.source.startswith("**Interrupted in the next cell")]
     assert cells[note + 1].source.startswith("run = run_hpo") and "out of memory?" in cells[note].source
