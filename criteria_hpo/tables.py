@@ -139,13 +139,12 @@ def _shape(cell: str) -> str:
 
 
 def _rows_inside(cell: str, column: int, delimiter: str, n_columns: int) -> list[list[str]]:
-    """The rows, without the field of `column`, that the lines of a cell would be if its quote were closed too late."""
+    """The rows, without the field of `column`, that the lines of a cell are if its quote is closed too late; else none."""
     lines = [line.rstrip("\r").split(delimiter) for line in cell.split("\n")]
-    first, inner, last = lines[0], lines[1:-1], lines[-1]
-    rows = [line[:column] + line[column + 1 :] for line in inner if len(line) == n_columns]
-    if len(first) == n_columns - column and len(last) == column + 1:
-        rows.append(last[:column] + first[1:])
-    return rows
+    first, inner, last = lines[0], [line for line in lines[1:-1] if line != [""]], lines[-1]
+    if len(first) != n_columns - column or len(last) != column + 1 or any(len(line) != n_columns for line in inner):
+        return []
+    return [line[:column] + line[column + 1 :] for line in inner] + [last[:column] + first[1:]]
 
 # %% ../nbs/05_tables.ipynb #43aaff59
 def _check_swallowed(
@@ -164,7 +163,10 @@ def _check_swallowed(
     for position, column, inside in found:
         row, others = rows[position], [k for k in range(len(header)) if k != column]
         compared = [(at, k) for at, k in enumerate(others) if inside and (" " not in row[k] or 2 * len(seen[k]) < len(rows))]
-        if compared and any(all(stands_there(fields[at], k, row[k]) for at, k in compared) for fields in inside):
+        rows_there = [all(stands_there(fields[at], k, row[k]) for at, k in compared) for fields in inside]
+        if len(compared) < 2:  # one column proves little: all rows must fit, and prose has a blank after its commas
+            rows_there = [bool(compared) and all(rows_there) and delimiter + " " not in row[column]]
+        if any(rows_there):
             raise DataError(
                 f"{source}, row {position + first_row}: {header[column]} holds whole rows of the table, so its double quote is "
                 f"not closed where the text ends; close it there, or remove it (a quote inside a text is written twice)"
