@@ -102,7 +102,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "studies_dir={unwritable}": ("{unwritable}", "cannot be written", "studies_dir"),
     "studies_dir=": ("studies_dir=", "not empty"),
     "hpo.storage=sqlite:///{tmp}/what?/study.db": ("hpo.storage", "%3F"),
-    "hpo.study_name=-x": ("hpo.study_name=-x", "beginning with a letter"),
+    "hpo.study_name=-x": ("hpo.study_name=-x", "not beginning with '.', '-' or a blank"),
     f"hpo.study_name={'x' * 201}": ("hpo.study_name=xxx", "at most 200 bytes"),
     "hpo.storage=sqlite:///{tmp}/some.csv": ("hpo.storage", "not a database"),
     "hpo.storage=sqlite:///{unwritable}/study.db": ("hpo.storage", "unable to open database file"),
