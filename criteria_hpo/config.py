@@ -186,8 +186,9 @@ StudyName = Annotated[
     AfterValidator(_not_reserved),
     Field(
         pattern=r"^\w([\w.\- ]*[\w.\-])?$",
-        description="a name of letters, digits, blanks, '.', '_' and '-', not beginning with '.', '-' or a blank, not "
-        f"ending with a blank, of at most {NAME_BYTES} bytes (a letter outside of ASCII is two or more), and neither gallery nor params",
+        description="a name of letters, digits, blanks, '.', '_' and '-', not beginning with '.', '-' or a blank, "
+        f"not ending with a blank, of at most {NAME_BYTES} bytes (a letter outside of ASCII is two or more), "
+        "and neither gallery nor params",
     ),
 ]
 

@@ -405,7 +405,7 @@ def open_storage(url: str) -> PatientStorage:
     found = _columns(url, [*BaseModel.metadata.tables, REVISION])
     if (REVISION in found) != ("studies" in found):  # no revision yet: a process makes the tables now, or they are a stranger's
         _refuse_foreign({"studies": set()} | found, BaseModel.metadata)
-    with nullcontext() if REVISION in found else exclusive(engine):  # the last that Optuna makes
+    with nullcontext() if REVISION in found and _has_revision(url) else exclusive(engine):
         engine.dispose()
         try:
             storage = patiently(PatientStorage)(url)
@@ -413,6 +413,13 @@ def open_storage(url: str) -> PatientStorage:
             raise _other_optuna(err) from None
     _refuse_foreign(found, BaseModel.metadata)
     return storage
+
+
+@patiently
+def _has_revision(url: str) -> bool:
+    "Whether Optuna has written down the revision of its tables: the last that it makes, after the table for it."
+    with looking(url) as connection:
+        return bool(connection.exec_driver_sql(f"select count(*) from {REVISION}").scalar())
 
 
 def _other_optuna(err: Exception) -> StudyError:
