@@ -52,7 +52,8 @@ def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
     (rates, epochs), constant = _what_was_tried(study, details), all(map(constant_scores_of, metrics))
     other = "Under another hpo.study_name"
     if auroc >= RANKS:
-        remedy = f"The models do rank (average AUROC {auroc:.2f}). {other} set hpo.metric=average_precision, without a threshold."
+        remedy = f"{other} set hpo.metric=average_precision, without a threshold, and more training.num_epochs{epochs}."
+        symptom = f"{symptom}. The models do rank (average AUROC {auroc:.2f})"
         return f"No setting can be chosen: {where} {symptom}. {remedy}"
     ranking = "" if constant else f", and the models hardly rank (average AUROC {auroc:.2f}, chance 0.50)"
     more = f"hpo.search_space.learning_rate{rates}, more training.num_epochs{epochs}"
