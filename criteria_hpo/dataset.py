@@ -74,13 +74,15 @@ def _say_given(cfg: Config, given: GivenSplit, n_test: int) -> str:
     "Which of the file's parts are used, and in place of what."
     fraction = f"data.test_fraction={cfg.data.test_fraction:g}"
     test = (
-        f"its test part ({n_test} pairs) in place of {fraction}" if given.test.any() else f"no test part, so {fraction} cuts one"
+        f"its test part ({n_test} pairs) in place of {fraction}"
+        if given.test.any()
+        else f"it has no test part, so {fraction} holds"
     )
     folds = f"its {given.n_folds} folds" if given.n_folds else "folds cut from the other pairs"
     joined = f", its validation part ({given.validation.sum()} pairs) among them" if given.validation.any() else ""
     return f"the file's own split is used: {test}, {folds}{joined}; data.columns.split=null ignores it"
 
-
+# %% ../nbs/16_dataset.ipynb #e31f2b01
 def _corpus_of(data: DataConfig, n_groups: int) -> str:
     "Where the pairs of so many groups come from, with the settings that made them fewer, as a message names it."
     part = [f"data.max_groups={data.max_groups}"] if data.max_groups == n_groups else []
