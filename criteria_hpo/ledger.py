@@ -19,7 +19,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .database import clock, lock_key, open_tables, patiently, reading
+from .database import lock_key, open_tables, patiently
+from .engine import clock, reading
 from .errors import StudyError
 from .processes import Owner, is_dead, is_me, this_process
 

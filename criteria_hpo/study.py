@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from .checks import check_study
 from .config import Config, make_study_dir, storage_url
 from .crew import EXIT_STOPPED, Crew, give_task, receive_task, work_together
-from .database import exclusive, impatient, make_engine
+from .database import exclusive, impatient
 from .dropout import missing_roles
+from .engine import make_engine
 from .epoch import TrainingSetup
 from .errors import StudyError, UserError, guarded
 from criteria_hpo.identity import (

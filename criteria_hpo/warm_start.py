@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from .config import Config, HParams, storage_url, study_dir
-from .database import database_url, open_storage
+from .database import open_storage
+from .engine import database_url
 from .errors import ConfigError, StudyError, first_problem, looked_in
 
 # %% ../nbs/39_warm_start.ipynb #5d4ab526

@@ -23,7 +23,8 @@ from harness import Board, Diary, invented_study, kill, started, trials_by_slot,
 from criteria_hpo import database
 from criteria_hpo import ledger as rules
 from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.database import exclusive, make_engine, open_storage, stored_tables
+from criteria_hpo.database import exclusive, open_storage, stored_tables
+from criteria_hpo.engine import make_engine
 from criteria_hpo.errors import StudyError
 from criteria_hpo.ledger import FOLDS, SLOTS, Ledger
 from criteria_hpo.stored import stored_study
