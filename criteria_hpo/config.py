@@ -31,9 +31,8 @@ Place = Annotated[str, AfterValidator(os.path.expanduser)]
 
 def _words(labels: Any) -> Any:
     "The keys of a map as text: `{1: 0, true: 1}` has a number and a truth value among them."
-    if not isinstance(labels, dict):
-        return labels
-    return {json.dumps(key) if isinstance(key, bool) else str(key): value for key, value in labels.items()}
+    texts = labels.items() if isinstance(labels, dict) else ()
+    return {json.dumps(key) if isinstance(key, bool) else str(key): value for key, value in texts} or labels
 
 
 class ColumnNames(Frozen):
