@@ -22,16 +22,18 @@ import numpy as np
 import optuna
 import torch
 
-from criteria_hpo import objective as objective_room
-from criteria_hpo import study as study_room
-from criteria_hpo import trainer
-from criteria_hpo.config import Config, load_config, make_study_dir, storage_url
-from criteria_hpo.database import exclusive, open_storage
-from criteria_hpo.epoch import TrainingSetup, fold_seed
-from criteria_hpo.folds import Fold
-from criteria_hpo.ledger import Ledger, LedgerReader
-from criteria_hpo.plots import save_plots
-from criteria_hpo.processes import stoppable
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import make_study_dir, storage_url
+from criteria_hpo.config.schema import Config
+from criteria_hpo.core.stopping import stoppable
+from criteria_hpo.data.folds import Fold
+from criteria_hpo.execution import study as study_room
+from criteria_hpo.execution import trial as objective_room
+from criteria_hpo.plotting.plots import save_plots
+from criteria_hpo.storage.database import exclusive, open_storage
+from criteria_hpo.storage.ledger import Ledger, LedgerReader
+from criteria_hpo.training import cross_validation as trainer
+from criteria_hpo.training.epoch import TrainingSetup, fold_seed
 
 PHASES = ("start", "sampling", "training", "committing", "reporting", "plotting")
 Process = multiprocessing.process.BaseProcess
@@ -227,7 +229,7 @@ def quiet() -> None:
 def nursery() -> multiprocessing.context.ForkServerContext:
     """Makes processes from one that has imported everything: a start costs a tenth of a second, not ten."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["criteria_hpo.study", "criteria_hpo.plots"])
+    context.set_forkserver_preload(["criteria_hpo.execution.study", "criteria_hpo.plotting.plots"])
     return context
 
 

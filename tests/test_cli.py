@@ -15,13 +15,13 @@ import optuna
 import pytest
 
 from criteria_hpo import cli
-from criteria_hpo.config import load_config
-from criteria_hpo.corpora import load_corpus
-from criteria_hpo.encoders import load_tokenizer
-from criteria_hpo.families import tiny_encoder
-from criteria_hpo.ledger import Ledger
-from criteria_hpo.notebooks import config_from_parameters
-from criteria_hpo.spelling import spelled
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.parameters import config_from_parameters
+from criteria_hpo.core.spelling import spelled
+from criteria_hpo.inputs.corpora import load_corpus
+from criteria_hpo.model.encoders import load_tokenizer
+from criteria_hpo.model.families import tiny_encoder
+from criteria_hpo.storage.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2", "training.num_epochs=2"]

@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from criteria_hpo import cli, notebooks
-from criteria_hpo.config import OPTIONS, Config, HParams, load_config
-from criteria_hpo.errors import ConfigError
-from criteria_hpo.search_space import (
+from criteria_hpo.config.hparams import OPTIONS, HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.schema import Config
+from criteria_hpo.core.errors import ConfigError
+from criteria_hpo.search.search_space import (
     check_augmentation,
     default_params,
     fixed_params,
@@ -256,7 +258,7 @@ def test_an_old_key_is_read_and_explained(
 
 
 def test_an_old_key_is_explained_to_who_has_set_up_no_logging() -> None:
-    code = "from criteria_hpo.config import load_config; load_config(['hpo.pruner.bootstrap_count=30'])"
+    code = "from criteria_hpo.config.schema import load_config; load_config(['hpo.pruner.bootstrap_count=30'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert line.startswith("hpo.pruner.bootstrap_count=30 is read as hpo.pruner.startup_trials=30")

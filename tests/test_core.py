@@ -10,18 +10,22 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertIntermediate
 
-from criteria_hpo.batching import micro_batches
-from criteria_hpo.classifier import BERTClassifier
-from criteria_hpo.config import HParams, TrainingConfig, load_config, storage_url
-from criteria_hpo.encoders import load_tokenizer
-from criteria_hpo.epoch import Diverged, predict
-from criteria_hpo.evaluate import refit_best
-from criteria_hpo.families import tiny_encoder
-from criteria_hpo.optim import accumulation_step, make_schedule
-from criteria_hpo.precision import autocast_for, make_scaler, set_numerics
-from criteria_hpo.prepare import load_data, make_setup
-from criteria_hpo.study import run_hpo
-from criteria_hpo.trainer import cross_validate, run_single_fold, start_run, with_sizes
+from criteria_hpo.config.hparams import HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.config.schema import TrainingConfig
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.data.tokens import micro_batches
+from criteria_hpo.execution.study import run_hpo
+from criteria_hpo.model.classifier import BERTClassifier
+from criteria_hpo.model.device import autocast_for, make_scaler, set_numerics
+from criteria_hpo.model.encoders import load_tokenizer
+from criteria_hpo.model.families import tiny_encoder
+from criteria_hpo.results.test_set import refit_best
+from criteria_hpo.training.cross_validation import cross_validate, run_single_fold, start_run, with_sizes
+from criteria_hpo.training.epoch import Diverged, predict
+from criteria_hpo.training.optim import accumulation_step, make_schedule
+from criteria_hpo.training.setup import make_setup
 
 SETTING = HParams(learning_rate=5e-4, batch_size=16)
 STILL = SETTING.model_copy(update={"classifier_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0})
@@ -175,7 +179,9 @@ def test_the_same_fold_around_another_trial_is_the_same_to_the_bit(setup, once, 
 @pytest.mark.parametrize("physical", [16, 5, 1])
 def test_the_schedule_counts_optimiser_steps(setup, physical, monkeypatch):
     runs = []
-    monkeypatch.setattr("criteria_hpo.trainer.start_run", lambda *args: runs.append(start_run(*args)) or runs[-1])
+    monkeypatch.setattr(
+        "criteria_hpo.training.cross_validation.start_run", lambda *args: runs.append(start_run(*args)) or runs[-1]
+    )
     run_single_fold(dataclasses.replace(setup, physical_batch_size=physical), SETTING, setup.folds[0], seed=3)
     assert runs[0].schedule.last_epoch == 2 * math.ceil(len(setup.folds[0].train) / 16)
     assert runs[0].optimizer.param_groups[0]["lr"] == 0
@@ -265,7 +271,7 @@ def broken_forward(monkeypatch, change):
 def test_a_study_keeps_the_size_that_fits(tmp_path, monkeypatch):
     """The trial is complete, the study is the one that was begun at the smaller size, and a resumed run finds it."""
     with monkeypatch.context() as smaller:
-        smaller.setattr("criteria_hpo.prepare.physical_batch_sizes", lambda *question: (8, 32))
+        smaller.setattr("criteria_hpo.training.setup.physical_batch_sizes", lambda *question: (8, 32))
         begun_smaller = run_hpo(small_study(tmp_path, "smaller"))
     with monkeypatch.context() as broken:
         broken_forward(broken, out_of_memory_at(1))
@@ -308,7 +314,7 @@ def test_the_refit_scores_at_the_size_that_fits(tmp_path, monkeypatch):
 
     monkeypatch.setattr(BERTClassifier, "forward", narrow)
     monkeypatch.setattr(
-        "criteria_hpo.evaluate.predict", lambda setup, rows: sizes.append(setup.eval_batch_size) or predict(setup, rows)
+        "criteria_hpo.results.test_set.predict", lambda setup, rows: sizes.append(setup.eval_batch_size) or predict(setup, rows)
     )
     refit = refit_best(run)
     assert sizes and sizes[0] <= 4 and rows[-1] <= 4 and len(refit.probs) == len(run.data.test)

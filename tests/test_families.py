@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from criteria_hpo.conformance import check_encoder
-from criteria_hpo.corpora import fetch_asset
-from criteria_hpo.encoders import load_encoder, load_tokenizer
-from criteria_hpo.errors import ModelError
-from criteria_hpo.families import FAMILIES, tiny_encoder
+from criteria_hpo.core.assets import fetch_asset
+from criteria_hpo.core.errors import ModelError
+from criteria_hpo.model.encoders import load_encoder, load_tokenizer
+from criteria_hpo.model.families import FAMILIES, tiny_encoder
+from criteria_hpo.training.conformance import check_encoder
 
 PROMISED = {"bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "electra", "albert", "distilbert"} | {
     "mpnet",

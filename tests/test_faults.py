@@ -14,16 +14,20 @@ import pytest
 import torch
 from harness import Board, Diary, Invented, invented_setup, invented_study, started, wait_for
 
-from criteria_hpo import notebooks, plots, trainer, vram
-from criteria_hpo import objective as objective_room
-from criteria_hpo import study as study_room
-from criteria_hpo.classifier import BERTClassifier
-from criteria_hpo.config import load_config, storage_url, study_dir
-from criteria_hpo.database import open_storage
-from criteria_hpo.epoch import fold_seed
-from criteria_hpo.errors import ConfigError, StudyError
-from criteria_hpo.ledger import Ledger
-from criteria_hpo.work import finished_trials
+from criteria_hpo import notebooks
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url, study_dir
+from criteria_hpo.core.errors import ConfigError, StudyError
+from criteria_hpo.execution import study as study_room
+from criteria_hpo.execution import trial as objective_room
+from criteria_hpo.execution.worker import finished_trials
+from criteria_hpo.model import memory as vram
+from criteria_hpo.model.classifier import BERTClassifier
+from criteria_hpo.plotting import plots
+from criteria_hpo.storage.database import open_storage
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.training import cross_validation as trainer
+from criteria_hpo.training.epoch import fold_seed
 
 COMMON = ["preset=smoke", "model=tiny", "data.max_groups=15", "hpo.pruner.type=none", "hpo.pruner.patience.folds=null"]
 

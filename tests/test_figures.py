@@ -8,8 +8,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from criteria_hpo.figures import Figure
-from criteria_hpo.plots import PLOTS, save_figure, save_plots
+from criteria_hpo.core.figures import Figure
+from criteria_hpo.plotting.plot_data import PLOTS
+from criteria_hpo.plotting.plots import save_figure, save_plots
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -67,7 +68,7 @@ def calls_and_imports(source: str) -> set[str]:
     return called | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
-@pytest.mark.parametrize("module", sorted(ROOT.glob("criteria_hpo/*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", sorted(ROOT.glob("criteria_hpo/**/*.py")), ids=lambda path: path.stem)
 def test_only_one_module_decides_how_a_figure_leaves(module: Path) -> None:
     found = calls_and_imports(module.read_text(encoding="utf-8"))
     leaving = {"to_html", "write_html", "get_plotlyjs", "plotly.graph_objects.Figure", "plotly.offline.get_plotlyjs", "plotly.io"}

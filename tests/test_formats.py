@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from criteria_hpo import cli
-from criteria_hpo.config import load_config
-from criteria_hpo.dataset import Data, load_data
-from criteria_hpo.notebooks import config_from_parameters
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.parameters import config_from_parameters
+from criteria_hpo.data.study_data import Data, load_data
 
 SECRET = "nobody must read this"
 CRITERIA = {"A.4": "Sleeps badly.", "A.6": "Has no energy."}

@@ -20,9 +20,10 @@ from harness import (
     wait_for,
 )
 
-from criteria_hpo import ledger as rules
-from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.ledger import Ledger
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.storage import ledger as rules
+from criteria_hpo.storage.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills by SIGKILL")
 COMMON = [

@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 # A figure as ours are shown, and one as plotly shows it left alone.
-FIGURE = """from criteria_hpo.figures import Figure
+FIGURE = """from criteria_hpo.core.figures import Figure
 figure = Figure({"data": [{"type": "bar", "y": [1, 2]}]})
 figure"""
 NAIVE = """from IPython.display import display

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from criteria_hpo import epoch, trainer
-from criteria_hpo.batching import TokenisedPairs
-from criteria_hpo.config import HParams, load_config
-from criteria_hpo.dropout import read_dropout
-from criteria_hpo.optim import warmup_steps
-from criteria_hpo.prepare import load_data, make_setup
-from criteria_hpo.search_space import parse_space
-from criteria_hpo.variants import VariantTokens, stack
+from criteria_hpo.augmentation.draw_variants import VariantTokens, stack
+from criteria_hpo.config.hparams import HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.data.tokens import TokenisedPairs
+from criteria_hpo.model.dropout import read_dropout
+from criteria_hpo.search.search_space import parse_space
+from criteria_hpo.training import cross_validation as trainer
+from criteria_hpo.training import epoch
+from criteria_hpo.training.optim import warmup_steps
+from criteria_hpo.training.setup import make_setup
 
 BASE = HParams(learning_rate=5e-4, batch_size=16, focal_gamma=2.0)
 CHANGED = {

@@ -20,14 +20,15 @@ import pytest
 import sqlalchemy as sa
 from harness import Board, Diary, invented_study, kill, started, trials_by_slot, wait_for
 
-from criteria_hpo import database
-from criteria_hpo import ledger as rules
-from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.database import exclusive, open_storage, stored_tables
-from criteria_hpo.engine import make_engine
-from criteria_hpo.errors import StudyError
-from criteria_hpo.ledger import FOLDS, SLOTS, Ledger
-from criteria_hpo.stored import stored_study
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.core.errors import StudyError
+from criteria_hpo.results.stored import stored_study
+from criteria_hpo.storage import database
+from criteria_hpo.storage import ledger as rules
+from criteria_hpo.storage.database import exclusive, open_storage, stored_tables
+from criteria_hpo.storage.engine import make_engine
+from criteria_hpo.storage.ledger import FOLDS, SLOTS, Ledger
 
 COMMON = ["preset=smoke", "model=tiny", "hpo.pruner.startup_trials=5", "hpo.sampler.n_startup_trials=5"]
 
@@ -177,7 +178,7 @@ def test_eight_workers_do_not_wait_for_each_other(server, tmp_path, tell, n_tria
 
 def filled_study(url, name, n_trials, seed=0):
     """A study of finished trials, and the ledger's slots and folds of them, written at once."""
-    from criteria_hpo.search_space import parse_space
+    from criteria_hpo.search.search_space import parse_space
 
     study = optuna.create_study(storage=open_storage(url), study_name=name, direction="maximize")
     space = {d.name: d.distribution for d in parse_space(load_config(COMMON).hpo.search_space) if not d.condition}

@@ -19,9 +19,9 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from criteria_hpo.config import load_config
-from criteria_hpo.encoders import load_tokenizer
-from criteria_hpo.language import fetch_language_data
+from criteria_hpo.augmentation.language import fetch_language_data
+from criteria_hpo.config.load import load_config
+from criteria_hpo.model.encoders import load_tokenizer
 
 PHRASE = "the heron keeps eleven quiet umbrellas"
 LIBRARY = get_plotlyjs().encode()
@@ -216,7 +216,8 @@ def test_the_demo_with_augmentation_and_two_workers_holds_no_post(world, token_i
 
 FAILING = """
 import sys
-from criteria_hpo import cli, objective
+from criteria_hpo import cli
+from criteria_hpo.execution import trial as objective
 
 def fail(setup, hparams, study_seed, trial, on_fold, **rest):
     raise {error}

@@ -7,12 +7,13 @@ import numpy as np
 import optuna
 import pytest
 
-from criteria_hpo.config import PatienceConfig, PrunerConfig, load_config
-from criteria_hpo.errors import ConfigError
-from criteria_hpo.identity import open_study
-from criteria_hpo.prepare import load_data
-from criteria_hpo.pruning import Curve, FoldPruner, brackets, decide, fold_curve, hyperband_prunes
-from criteria_hpo.simulation import Population, play
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.schema import PatienceConfig, PrunerConfig
+from criteria_hpo.core.errors import ConfigError
+from criteria_hpo.data.study_data import load_data
+from criteria_hpo.execution.identity import open_study
+from criteria_hpo.pruner_lab.simulation import Population, play
+from criteria_hpo.search.pruning import Curve, FoldPruner, brackets, decide, fold_curve, hyperband_prunes
 
 OFF = PatienceConfig(folds=None)
 PRUNERS = {

@@ -13,13 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from criteria_hpo import record
-from criteria_hpo.config import HParams, load_config
-from criteria_hpo.errors import StudyError
-from criteria_hpo.foldtable import load_table, read_epochs
-from criteria_hpo.foldtable import signal as signal_of
-from criteria_hpo.many_studies import lay_out_many, replay_many
-from criteria_hpo.pruner_choice import (
+from criteria_hpo.config.hparams import HParams
+from criteria_hpo.config.load import load_config
+from criteria_hpo.core.errors import StudyError
+from criteria_hpo.pruner_lab import record
+from criteria_hpo.pruner_lab.compare import (
     DEFAULT,
     RACING,
     Candidate,
@@ -30,7 +28,10 @@ from criteria_hpo.pruner_choice import (
     verdict,
     with_intervals,
 )
-from criteria_hpo.replay import lay_out, random_draw, replay_course
+from criteria_hpo.pruner_lab.fold_table import load_table, read_epochs
+from criteria_hpo.pruner_lab.fold_table import signal as signal_of
+from criteria_hpo.pruner_lab.replay import lay_out_many, replay_many
+from criteria_hpo.pruner_lab.replay_one import lay_out, random_draw, replay_course
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "studies" / "gallery" / "replay_table"
@@ -51,7 +52,7 @@ def lines(folder: Path) -> int:
 def test_a_killed_recording_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "criteria_hpo.record", "--out", str(killed), *WORDS],
+        [sys.executable, "-m", "criteria_hpo.pruner_lab.record", "--out", str(killed), *WORDS],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )

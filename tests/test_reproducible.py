@@ -9,7 +9,7 @@ import time
 import optuna
 import pytest
 
-from criteria_hpo.ledger import Ledger
+from criteria_hpo.storage.ledger import Ledger
 
 SETTINGS = [
     "command=hpo",

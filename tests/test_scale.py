@@ -11,16 +11,18 @@ import optuna
 import pytest
 import torch
 
-from criteria_hpo import objective, trainer
-from criteria_hpo.accounts import accounts
-from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.epoch import TrainingSetup
-from criteria_hpo.families import tiny_encoder
-from criteria_hpo.folds import Fold
-from criteria_hpo.identity import open_study
-from criteria_hpo.ledger import Ledger
-from criteria_hpo.study import work
-from criteria_hpo.trainer import FoldResult
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.data.folds import Fold
+from criteria_hpo.execution import trial as objective
+from criteria_hpo.execution.identity import open_study
+from criteria_hpo.execution.study import work
+from criteria_hpo.model.families import tiny_encoder
+from criteria_hpo.results.costs import accounts
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.training import cross_validation as trainer
+from criteria_hpo.training.cross_validation import FoldResult
+from criteria_hpo.training.epoch import TrainingSetup
 
 pytestmark = pytest.mark.slow
 

@@ -11,15 +11,16 @@ import optuna
 import pytest
 from harness import Invented, invented_setup
 
-from criteria_hpo import objective as objective_room
 from criteria_hpo.cli import main
-from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.database import open_storage
-from criteria_hpo.ledger import Ledger, LedgerReader
-from criteria_hpo.objective import Objective
-from criteria_hpo.pruning import FoldPruner
-from criteria_hpo.report import best_table, study_summary
-from criteria_hpo.search_space import parse_space
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.execution import trial as objective_room
+from criteria_hpo.execution.trial import Objective
+from criteria_hpo.results.report import best_table, study_summary
+from criteria_hpo.search.pruning import FoldPruner
+from criteria_hpo.search.search_space import parse_space
+from criteria_hpo.storage.database import open_storage
+from criteria_hpo.storage.ledger import Ledger, LedgerReader
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2"]
 ODD = '50%25 of? #1 it\'s "Grüße" {x} a@b:c&d'

@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 from harness import Board, Diary, invented_study, kill, started, trials_by_slot, wait_for
 
-from criteria_hpo.config import load_config, storage_url
-from criteria_hpo.ledger import Ledger
+from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.storage.ledger import Ledger
 
 
 def test_four_processes_on_one_file(tmp_path, tell):

@@ -15,9 +15,9 @@ import pytest
 from nbclient import NotebookClient
 
 from criteria_hpo import notebooks
-from criteria_hpo.corpora import load_corpus
-from criteria_hpo.ledger import Ledger
-from criteria_hpo.plots import PLOTS
+from criteria_hpo.inputs.corpora import load_corpus
+from criteria_hpo.plotting.plot_data import PLOTS
+from criteria_hpo.storage.ledger import Ledger
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

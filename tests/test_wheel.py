@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from criteria_hpo import notebooks
-from criteria_hpo.assets import cache_dir
-from criteria_hpo.corpora import load_corpus
-from criteria_hpo.encoders import resolve_model
+from criteria_hpo.core.assets import cache_dir
+from criteria_hpo.inputs.corpora import load_corpus
+from criteria_hpo.model.encoders import resolve_model
 
 ODD = "Grüße ~ a=b (1), 'x' 日本"
 SMALL = ["data.max_groups=20", "data.n_folds=2", "hpo.pruner.max_resource=2"]
@@ -51,7 +51,7 @@ def clean_env(monkeypatch: pytest.MonkeyPatch, places: Path) -> None:
 
 @pytest.mark.usefixtures("clean_env")
 def test_package_is_imported_from_the_venv(venv: Path, tmp_path: Path) -> None:
-    code = "import criteria_hpo.config as c; print(c.__file__); print(c.load_config(['preset=demo']).n_trials)"
+    code = "import criteria_hpo.config.schema as c; print(c.__file__); print(c.load_config(['preset=demo']).n_trials)"
     done = subprocess.run([venv / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     file, n_trials = done.stdout.splitlines()
     assert Path(file).is_relative_to(venv) and n_trials == "10"

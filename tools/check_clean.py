@@ -67,7 +67,7 @@ def main() -> int:
         problems += [f"{name}: cleaning and exporting changed it; commit it as it is now" for name in changed]
     if os.environ.get("CI") == "true" and (status := git("status", "--porcelain")):
         problems.append(f"git status is not empty on CI:\n{status.rstrip()}")
-    modules = list(ROOT.glob("criteria_hpo/*.py"))
+    modules = list(ROOT.glob("criteria_hpo/**/*.py"))
     print("\n".join(problems) or f"clean: {len(notebooks)} notebooks, {len(modules)} modules")
     return min(1, len(problems))
 

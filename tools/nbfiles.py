@@ -13,7 +13,7 @@ DIRECTIVE = re.compile(r"^#\s*\|\s*(.+?)\s*$", re.MULTILINE)
 
 def sources() -> list[Path]:
     """The notebooks that the package is written in, index.ipynb among them."""
-    return sorted(ROOT.glob("nbs/*.ipynb"))
+    return sorted(ROOT.glob("nbs/**/*.ipynb"))
 
 
 def templates() -> list[Path]:

@@ -1,7 +1,7 @@
 """Run notebooks as tests, one process each, and say how many cells were truly executed.
 
     python tools/run_notebooks.py                        # nbs/*.ipynb and the templates studies/*.ipynb
-    python tools/run_notebooks.py nbs/12_folds.ipynb     # only these
+    python tools/run_notebooks.py nbs/data/30_folds.ipynb     # only these
     python tools/run_notebooks.py --flags slow           # the notebooks with `#| slow` cells, those cells included
 
 Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in
