@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 # %% ../../nbs/training/10_optim.ipynb #6fab1bc6
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    "Two AdamW groups: matrices with `weight_decay`, norm gains (one-dimensional) and biases, of any shape, with none."
+    "Two AdamW groups: matrices with `weight_decay`; norm gains (one-dimensional) and biases of any shape without decay."
     decayed, free = [], []
     for name, param in model.named_parameters():
         if param.requires_grad:
@@ -44,12 +44,12 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
-    "Number of optimiser steps over which the rate climbs."
+    "Number of optimiser steps over which the rate rises."
     return math.ceil(total_steps * warmup_ratio)
 
 
 def make_schedule(name: str, optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
-    "Linear warm-up to the peak, then the decay of that name (a key of `DECAYS`), over `total_steps` optimiser steps."
+    "Linear warm-up to the peak, then the decay `name` (a key of `DECAYS`), over `total_steps` optimiser steps."
     warm = warmup_steps(total_steps, warmup_ratio)
 
     def factor(step: int) -> float:
@@ -61,14 +61,14 @@ def make_schedule(name: str, optimizer: Optimizer, total_steps: int, warmup_rati
 
 # %% ../../nbs/training/10_optim.ipynb #c4512cd4
 class Step(NamedTuple):
-    "What a step came to: the mean loss of its samples, and the norm of the whole gradient before clipping."
+    "The result of a step: the mean loss of its samples, and the norm of the whole gradient before clipping."
 
     loss: float
     norm: float
 
     @property
     def finite(self) -> bool:
-        "Whether the weights were moved: not by a loss or gradient that is no number."
+        "Whether loss and gradient are finite, so that the weights were updated."
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 # %% ../../nbs/training/10_optim.ipynb #f67cefd1
@@ -81,10 +81,10 @@ def accumulation_step(
     max_grad_norm: float,
     autocast: AbstractContextManager,
 ) -> Step:
-    """One optimiser step over micro-batches (dicts with `labels`), each weighed by its samples; skipped if not finite.
+    """One optimiser step over micro-batches (dicts with `labels`), each weighted by its samples; skipped if not finite.
 
-    `model(**inputs)` gives logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the
-    norm `max_grad_norm` and are gone when this returns.
+    `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the norm
+    `max_grad_norm` and cleared on return.
     """
     samples, total = sum(len(part["labels"]) for part in parts), 0.0
     for part in parts:
