@@ -72,7 +72,7 @@ def check_evidence(rows: pd.DataFrame, source: str, told: Mapping[str, str]) -> 
     """Raise DataError for a sentence that is not in its post.
 
     `rows` has the columns post (str) and evidence (tuple of str); its index holds the row numbers of the file `source`, and
-    `told` maps our names of the columns to those of the file."""
+    `told` maps the canonical column names to those of the file."""
     for row, post, evidence in zip(rows.index, rows.post, rows.evidence):
         text = " ".join(post.split()) if evidence else ""
         for number, sentence in enumerate(evidence, start=1):

@@ -50,10 +50,11 @@ def take_columns(
     source: str,
     makeable: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Return the columns in `names` (our name: the file's name; None: not used) under our names.
+    """Return the columns in `names` (canonical: the file's; None: not used) under their canonical names.
 
-    A column that is not in `required` may be absent. If its name in the file was set explicitly, that is, if it differs from
-    ours, its absence is an error. The error message for a column in `makeable` adds that null creates its ids from the texts.
+    A column that is not in `required` may be absent. If its name in the file was set explicitly, that is, if it
+    differs from the canonical one, its absence is an error. The error message for a column in `makeable` adds that null
+    creates its ids from the texts.
     Raises ConfigError for a required column set to None, and DataError for a column that is absent, repeated or that of the
     posts."""
     found, taken = [str(name) for name in frame.columns], {}
@@ -152,8 +153,8 @@ def read_labels(labels: pd.Series, source: str, told: str = "label", words: Mapp
     """Return labels as int64 without the rows that `words` maps to None.
 
     Labels are 0, 1, true and false (any case; also 0.0 and 1.00), or the words in `words`. The word `blank` stands for an empty
-    cell; alone, it adds to 0, 1, true and false. `told` is the file's name of the column. Raises DataError with the row of the
-    first other value."""
+    cell; alone, it is added to 0, 1, true and false. `told` is the file's name of the column. Raises DataError with the row of
+    the first other value."""
     known = {plain_label(word): label for word, label in (words or {}).items()}
     mapped = bool(set(known) - {"blank"})
     known = known if mapped else LABELS | known
@@ -270,10 +271,10 @@ def check_pairs(
     told: Mapping[str, str | None] | None = None,
     remarks: bool = True,
 ) -> pd.DataFrame:
-    """Return checked pairs in canonical form from a frame with the required columns; `columns` maps our names to the frame's.
+    """Return checked pairs in canonical form from a frame with the required columns; `columns` maps these names to the frame's.
 
     `source`, `first_row` and `told` are used in messages: the file, the number of the frame's first row in it (None: the index
-    holds the numbers), and the file's names of our columns where they differ from the frame's.
+    holds the numbers), and the file's names of the columns where they differ from the frame's.
     Columns of the result: post_id, post, criterion_id, criterion, group_id (str), label (int64, 0 or 1), evidence
     (tuple of str, empty when none), and split (str) where the frame has one. A group_id that is blank, a placeholder or absent is
     replaced by the post_id. Removed posts are left out and repeated pairs merged. Rows are sorted by (group_id, post_id,
@@ -305,7 +306,7 @@ def load_pairs(path: str | Path, columns: Mapping[str, str | None] | None = None
     """Return the checked pairs of a table file (CSV, TSV, JSON lines, Parquet, also compressed) in canonical form.
 
     Columns post_id, post, criterion_id, criterion and label are required, evidence, group_id and split optional, others ignored.
-    `columns` maps our names to the file's where they differ; None leaves an optional column unread.
+    `columns` maps these names to the file's where they differ; None leaves an optional column unread.
     Raises DataError, one line with the file, the row and the fix."""
     table, source = read_table(path), os.path.expanduser(path)
     warn_of_no_groups(table, source, columns or {})
