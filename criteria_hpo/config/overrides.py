@@ -45,7 +45,7 @@ _WORD = re.compile(r"~[\w.@/]+|\+{0,2}[\w.@/]+=.*", re.DOTALL)
 
 
 def check_words(words: list[str]) -> None:
-    "Raise `ConfigError` for a malformed argument or a password; apply `debug=…` even if another argument is invalid."
+    "Raise `ConfigError` for a malformed argument or a password; apply `debug=…` even if Hydra cannot parse another argument."
     for word in words:
         if not _WORD.fullmatch(word):
             raise ConfigError(f"'{safe_url(word)}' is no setting; write setting=value, without blanks around '='")

@@ -235,10 +235,7 @@ def fetch_asset(name: str) -> Path:
         raise ConfigError(f"no asset {name!r}{did_you_mean(name, ASSETS)}; there are {', '.join(ASSETS)}")
     asset = ASSETS[name]
     suffix = Path(asset.member).suffix
-    place, target = (
-        cache_dir() / f"{name}-{asset.version}",
-        name + suffix * suffix[1:].isalpha(),
-    )  # a suffix like ".0" is part of a version
+    place, target = cache_dir() / f"{name}-{asset.version}", name + suffix * suffix[1:].isalpha()  # ".0" is a version
     try:
         if not _is_whole(place, asset):
             _build(asset, place, target)
