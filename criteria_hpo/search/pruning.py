@@ -240,7 +240,7 @@ def patience_line(cfg: Config) -> str | None:
 
 # %% ../../nbs/search/40_pruning.ipynb #031cd005
 def is_rival(trial: FrozenTrial) -> bool:
-    "Return whether other trials are compared with this one: not if it failed or diverged, whatever its earlier folds scored."
+    "Return whether other trials are compared with this one; False if it failed or diverged, even after high-scoring folds."
     return trial.state != TrialState.FAIL and trial.user_attrs.get("prune_reason") != "diverged"
 
 
