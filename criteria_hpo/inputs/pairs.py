@@ -253,7 +253,7 @@ def _silence() -> Iterator[None]:
     def silent(record: logging.LogRecord) -> bool:
         return False
 
-    loggers = [logging.getLogger(f"criteria_hpo.{room}") for room in ("cells", "repairs", "pairs")]
+    loggers = [logging.getLogger(f"criteria_hpo.inputs.{name}") for name in ("cells", "repairs", "pairs")]
     for each in loggers:
         each.addFilter(silent)
     try:
