@@ -130,6 +130,12 @@ def plain_label(cell: object) -> str:
     return re.sub(r"(?<=^\d)\.0+$", "", str(cell).strip().casefold())
 
 
+def _means_no(word: str) -> bool:
+    """Whether a label's word denies something, as far as its beginning shows it."""
+    denial = r"(no|none|non|not|nein|neither|neg|abs|f|false|-\d.*)([^a-z]|$)|(un|ir|neg|abs|non)[a-z]"
+    return re.match(denial, word.casefold()) is not None
+
+
 def _label_mend(labels: pd.Series, known: Mapping[str, object], mapped: bool) -> str:
     """What to do about labels that are not `known`; the values of the column are named where they are few words."""
     counts = labels.map(str).str.strip().value_counts()
@@ -143,7 +149,9 @@ def _label_mend(labels: pd.Series, known: Mapping[str, object], mapped: bool) ->
         return f"{found}, which data.labels does not name: add it there, with 1, 0, or null to leave its rows out"
     if not found:
         return "; write 1 where the post meets the criterion, else 0"
-    example = ", ".join(f"{word}: {int(number == 0)}" for number, word in enumerate(often))
+    words = {plain_label(word): word for word in reversed(often)}.values()
+    kinds = sorted(words, key=lambda word: (not _means_no(word), word), reverse=True)
+    example = ", ".join(f"{word}: {int(number == 0)}" for number, word in enumerate(kinds))
     return f"{found}; say what they mean, such as data.labels='{{{example}}}' (null leaves rows out)"
 
 
