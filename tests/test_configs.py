@@ -258,7 +258,7 @@ def test_an_old_key_is_read_and_explained(
 
 
 def test_an_old_key_is_explained_to_who_has_set_up_no_logging() -> None:
-    code = "from criteria_hpo.config.schema import load_config; load_config(['hpo.pruner.bootstrap_count=30'])"
+    code = "from criteria_hpo.config.load import load_config; load_config(['hpo.pruner.bootstrap_count=30'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert line.startswith("hpo.pruner.bootstrap_count=30 is read as hpo.pruner.startup_trials=30")

@@ -70,6 +70,8 @@ def _given_folds(cfg: Config, pairs: pd.DataFrame, dev: pd.DataFrame, given: Giv
     """Return the part of each dev row, 0 to n_folds - 1, if the file names folds; raise DataError if data.n_folds differs."""
     if given is None or given.folds is None:
         return None
+    if given.n_folds == 1:
+        raise DataError("the file names one fold only; number two or more, or ignore the column by data.columns.split=null")
     if given.n_folds != cfg.data.n_folds:
         raise DataError(
             f"the file names {given.n_folds} folds, and data.n_folds is {cfg.data.n_folds}; set data.n_folds={given.n_folds}, "

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['logger', 'INVISIBLE', 'CELL_LIMIT', 'LOST', 'LOOKS_LIKE_ID', 'Distinct', 'IDS', 'strip_cell', 'same_text',
            'is_missing', 'is_placeholder', 'is_removed', 'is_sheet_error', 'is_rounded', 'mistaken_encoding', 'id_key',
-           'the_id', 'distinct_cells', 'rows_with', 'such_rows', 'check_cells', 'remark_on_cells']
+           'the_id', 'distinct_cells', 'rows_with', 'such_rows', 'is_nested', 'check_cells', 'remark_on_cells']
 
 # %% ../../nbs/inputs/20_cells.ipynb #4ea55087
+import json
 import logging
 import re
 import unicodedata
@@ -135,8 +136,21 @@ _SPOILT = (
 )
 
 
+def is_nested(cell: str) -> bool:
+    """Whether the whole cell is a filled list or an object of JSON, as JSON lines and Parquet may hold in place of a text."""
+    try:
+        return cell[:1] in ("[", "{") and bool(json.loads(cell))
+    except (ValueError, RecursionError):
+        return False
+
+
 def check_cells(rows: pd.DataFrame, distinct: Distinct, source: str, told: Mapping[str, str]) -> None:
-    """Raise DataError for a spreadsheet's error value in any column, and for an id in scientific notation."""
+    """Raise DataError for a spreadsheet's error value, an id in scientific notation, and posts or criteria that are no texts."""
+    for name in {"post", "criterion"} & set(distinct):
+        if distinct[name] and all(map(is_nested, distinct[name])):
+            raise DataError(
+                f"{source}, row {rows.index[0]}: {told[name]} is a list or an object, and so in all rows; write the text itself"
+            )
     for name, cells in distinct.items():
         for is_so, what in _SPOILT if name in IDS else _SPOILT[:1]:
             bad = rows_with(rows[name], cells, is_so)

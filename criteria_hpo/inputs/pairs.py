@@ -132,6 +132,32 @@ def plain_label(cell: object) -> str:
     return re.sub(r"(?<=^\d)\.0+$", "", str(cell).strip().casefold())
 
 
+def _means_no(word: str) -> bool:
+    """Whether a label's word denies something, as far as its beginning shows it."""
+    denial = (
+        r"(no|none|non|not|nein|neither|neg|abs|f|false|-\d.*)([^a-z]|$)|(un(?!clear|sure|certain|known)|ir|neg|abs|non)[a-z]"
+    )
+    return re.match(denial, word.casefold()) is not None
+
+
+def _example(words: list[str]) -> str:
+    """A map of these words to labels, for a message: 0 and 1 stay where both are there, missing is null, a denial 0."""
+    kinds = sorted(
+        {plain_label(word): word for word in reversed(words)}.values(), key=lambda w: (not _means_no(w), w), reverse=True
+    )
+    plain, others = set(map(plain_label, kinds)), [word for word in kinds if not is_missing(word)]
+    first, rest = others[:1], "0" if len(others) == 2 else "null"
+
+    def means(word: str) -> str:
+        if is_missing(word):
+            return "null"
+        if {"0", "1"} <= plain:
+            return str(LABELS.get(plain_label(word), "null"))
+        return "1" if word in first else "0" if _means_no(word) else rest
+
+    return ", ".join(f"{word}: {means(word)}" for word in kinds)
+
+
 def _label_mend(labels: pd.Series, known: Mapping[str, object], mapped: bool) -> str:
     """Return the fix for labels that are not in `known`; list the words of the column if they are few and short."""
     counts = labels.map(str).str.strip().value_counts()
@@ -145,8 +171,7 @@ def _label_mend(labels: pd.Series, known: Mapping[str, object], mapped: bool) ->
         return f"{found}, which data.labels does not name: add it there, with 1, 0, or null to leave its rows out"
     if not found:
         return "; write 1 where the post meets the criterion, else 0"
-    example = ", ".join(f"{word}: {int(number == 0)}" for number, word in enumerate(often))
-    return f"{found}; say what they mean, such as data.labels='{{{example}}}' (null leaves rows out)"
+    return f"{found}; say what they mean, such as data.labels='{{{_example(often)}}}' (null leaves rows out)"
 
 
 def read_labels(labels: pd.Series, source: str, told: str = "label", words: Mapping[str, int | None] | None = None) -> pd.Series:
@@ -156,6 +181,11 @@ def read_labels(labels: pd.Series, source: str, told: str = "label", words: Mapp
     cell; alone, it is added to 0, 1, true and false. `told` is the file's name of the column. Raises DataError with the row of
     the first other value."""
     known = {plain_label(word): label for word, label in (words or {}).items()}
+    for word, label in (words or {}).items():
+        if known[plain_label(word)] != label:
+            raise ConfigError(
+                f"data.labels.{word}={label}: the same word with other capitals means something else there; keep one"
+            )
     mapped = bool(set(known) - {"blank"})
     known = known if mapped else LABELS | known
     read = labels.map(lambda cell: known.get(plain_label(cell) or "blank", -1)).astype(object)
