@@ -46,11 +46,12 @@ def command_near_copies(cfg: Config) -> None:
 # %% ../nbs/30_check.ipynb #2bf58430
 def command_check_data(cfg: Config) -> None:
     "Read and check the data as a study does, and print their statistics, near copies and hashes."
-    from criteria_hpo.execution.checks import check_study
+    from criteria_hpo.execution.checks import check_study, early_remarks
 
     data = check_study(cfg, load_data(cfg))
     table, meaning = pairs_table(cfg, data)
-    print(f"{len(data.dev):,} pairs for the search, {len(data.test):,} locked away for the test\n")
+    print(f"{len(data.dev):,} pairs for the search, {len(data.test):,} locked away for the test")
+    print("\n".join([*early_remarks(data), ""]))
     print(f"For the search, by criterion\n{table.round(4).to_string()}\n{meaning}\n")
     print(f"Folds\n{fold_table(data.dev, data.folds).round(4).to_string()}\n")
     copies = copies_table(data)

@@ -29,7 +29,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError, UserError, guarded
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
-from .checks import check_study
+from .checks import check_study, early_remarks
 from criteria_hpo.execution.identity import (
     changes_of,
     open_study,
@@ -207,6 +207,8 @@ def _opened(cfg: Config, data: Data | None, joins: bool) -> Iterator[StudyRun]:
     "Open the study, and its log while the body runs; a process that `joins` takes the study's number of trials."
     data = check_study(cfg, data)  # before anything is written
     with study_log(cfg, data):
+        for line in early_remarks(data):
+            logger.warning(line)
         study = open_study(cfg, data)
         study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
         before = study.user_attrs.get("n_trials")
