@@ -51,7 +51,7 @@ def clean_env(monkeypatch: pytest.MonkeyPatch, places: Path) -> None:
 
 @pytest.mark.usefixtures("clean_env")
 def test_package_is_imported_from_the_venv(venv: Path, tmp_path: Path) -> None:
-    code = "import criteria_hpo.config.schema as c; print(c.__file__); print(c.load_config(['preset=demo']).n_trials)"
+    code = "import criteria_hpo.config.load as c; print(c.__file__); print(c.load_config(['preset=demo']).n_trials)"
     done = subprocess.run([venv / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     file, n_trials = done.stdout.splitlines()
     assert Path(file).is_relative_to(venv) and n_trials == "10"

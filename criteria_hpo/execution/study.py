@@ -208,7 +208,7 @@ def _opened(cfg: Config, data: Data | None, joins: bool) -> Iterator[StudyRun]:
     data = check_study(cfg, data)  # before anything is written
     with study_log(cfg, data):
         for line in early_remarks(data):
-            logger.warning(line)
+            logger.info(line)
         study = open_study(cfg, data)
         study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
         before = study.user_attrs.get("n_trials")
