@@ -101,7 +101,7 @@ def test_a_killed_kernel_is_explained_and_the_notebook_says_where(tmp_path):
     command = [sys.executable, "-m", "criteria_hpo.notebooks", "--study", "killed", *words]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until((study / "study.db").exists, 120, launcher)
-    assert status(tmp_path).startswith("starting, no trial has begun yet; ")
+    assert status(tmp_path).startswith(("starting, ", "trial "))  # a quick machine may have begun the first trial
     log = study / "study.log"
     until(lambda: log.exists() and "Trial 0 fold 1" in log.read_text(), 200, launcher)
     (kernel,) = [child for child in psutil.Process(launcher.pid).children() if "ipykernel_launcher" in " ".join(child.cmdline())]

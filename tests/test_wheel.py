@@ -71,7 +71,8 @@ def test_command_runs_from_another_folder(venv: Path, places: Path, tmp_path: Pa
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     studies = places / ODD if "data=pairs" in words else tmp_path / "studies"
-    assert {path.name for path in (studies / "study").iterdir()} == {"manifest.json", "study.db", "study.log"}
+    left = {"manifest.json", "plots", "study.db", "study.log", "test_predictions.json", "test_results.json"}
+    assert {path.name for path in (studies / "study").iterdir()} == left
 
 
 def words_of_make(root: Path, folder: Path, *assignments: str, target: str = "hpo") -> list[str]:
@@ -90,7 +91,8 @@ def words_of_make(root: Path, folder: Path, *assignments: str, target: str = "hp
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_lab_opens_the_study_notebook(root: Path, tmp_path: Path) -> None:
-    assert words_of_make(root, tmp_path, target="lab") == ["-m", "jupyterlab", "studies/hpo.ipynb"]
+    words = words_of_make(root, tmp_path, "ROOT=1", target="lab")
+    assert words[:2] == ["-m", "jupyterlab"] and words[-1] == "studies/hpo.ipynb", words
     assert (root / "studies" / "hpo.ipynb").is_file()
 
 
