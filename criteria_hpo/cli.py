@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .config.load import load_config
 from .config.overrides import safe_url
 from .config.schema import Config
-from .core.errors import ConfigError, did_you_mean, guarded
+from .core.errors import ConfigError, did_you_mean, guarded, logger
 
 _all_ = ["run_single_fold", "run_hpo_worker"]
 
@@ -130,7 +130,7 @@ class _AboveTheBar(logging.Handler):
 @contextmanager
 def terminal_log() -> Iterator[None]:
     "Show the package's warnings on stderr while the body runs."
-    handler, logger = _AboveTheBar(logging.WARNING), logging.getLogger("criteria_hpo")
+    handler = _AboveTheBar(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield

@@ -62,7 +62,7 @@ def test_the_defaults_are_slot_0_whoever_asks_first(tmp_path, monkeypatch, order
 
 
 def test_choices_that_changed_are_refused_at_once_and_the_old_study_goes_on(tmp_path, capfd):
-    words = ["command=hpo", *SMALL, f"studies_dir={tmp_path}", "hpo.study_name=choices"]
+    words = ["command=hpo", *SMALL, "hpo.pruner.type=none", f"studies_dir={tmp_path}", "hpo.study_name=choices"]
     assert said(capfd, *words, "n_trials=1")[0] == 0
     changed = ["n_trials=2", "hpo.search_space.batch_size.choices=[8,16,32]"]
     for more in ([], ["hpo.allow_changed=[hpo.search_space.batch_size.choices]"], ["hpo.allow_changed=true"]):
