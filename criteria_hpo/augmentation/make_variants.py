@@ -40,6 +40,7 @@ from ..core.assets import cache_dir, open_cache
 from ..core.bars import make_bar
 from ..core.errors import DataError, ModelError
 from ..core.files import write_whole
+from ..core.seeds import derived_seed
 from ..inputs.pairs import pairs_hash
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #0156b9b7
@@ -51,7 +52,7 @@ def rows_to_reword(pairs: pd.DataFrame, classes: str) -> np.ndarray:
 def pair_seed(seed: int, post_id: str, criterion_id: str) -> int:
     "Return the seed of a pair's variants, in 0..2^31-1."
     digest = hashlib.sha256(json.dumps([post_id, criterion_id]).encode()).digest()[:8]
-    return int(np.random.SeedSequence([seed, int.from_bytes(digest)]).generate_state(1)[0] >> 1)
+    return derived_seed(seed, int.from_bytes(digest))
 
 
 def changeable(post: str, evidence: Sequence[str], keep: Protection) -> dict[Span, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import ConfigError, DataError
+from ..core.seeds import derived_seed
 from .cuts import OTHERS, choose_rows, count_groups, deal_groups, too_large
 
 # %% ../../nbs/data/30_folds.ipynb #16ae24b1
@@ -80,7 +81,7 @@ class Fold:
 # %% ../../nbs/data/30_folds.ipynb #2ce4b6e2
 def inner_seed(seed: int, number: int) -> int:
     """Return the seed of the inner split of fold `number`; number 0 is the final fit on all dev pairs."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    return derived_seed(seed, number, bits=32)
 
 
 def _make_fold(dev: pd.DataFrame, parts: np.ndarray, number: int, seed: int, inner_fraction: float) -> Fold:

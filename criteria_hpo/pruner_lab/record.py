@@ -27,9 +27,9 @@ from ..config.parameters import config_from_parameters, read_parameters, templat
 from ..config.paths import studies_root
 from ..config.schema import Config
 from ..core.errors import ConfigError, StudyError, guarded, logger
+from ..core.seeds import derived_seed
 from ..data.folds import Fold, make_folds
 from ..data.study_data import Data
-from ..data.tokens import bucketed_batches
 from ..execution.checks import check_study
 from ..execution.identity import differences, study_identity
 from ..execution.study import searchable
@@ -37,7 +37,16 @@ from .fold_table import EpochRow, TableFolder
 from ..search.dimensions import Dimension
 from ..search.search_space import largest_batch_size, parse_space, reachable_options, sample
 from ..training.cross_validation import start_run
-from ..training.epoch import Diverged, TrainingSetup, fold_seed, predict, train_epoch, watch, watched_rows
+from criteria_hpo.training.epoch import (
+    Diverged,
+    TrainingSetup,
+    epoch_batches,
+    fold_seed,
+    predict,
+    train_epoch,
+    watch,
+    watched_rows,
+)
 from ..training.metrics import METRICS
 from ..training.setup import make_setup
 
@@ -59,9 +68,7 @@ def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int)
     start, watched, source = clock(), watched_rows(setup, fold), training_source(setup.tokens, setup.variants, hparams)
     run, learning = start_run(setup, hparams, fold, seed), replace(setup, tokens=source.tokens)
     for epoch in range(1, setup.training.num_epochs + 1):
-        rows = source.rows(fold.train, seed, epoch)
-        order = bucketed_batches(source.tokens.lengths[rows], hparams.batch_size, fold_seed(seed, 0, epoch))
-        train_epoch(learning, [rows[b] for b in order], run, lambda share: None)
+        train_epoch(learning, epoch_batches(source, fold.train, hparams.batch_size, seed, epoch), run, lambda share: None)
         inner, trained = watch(setup, watched), clock()
         score = METRICS[setup.metric](setup.tokens.labels[fold.valid], predict(setup, fold.valid)[0])
         scored = clock()
@@ -82,7 +89,7 @@ def record_fold(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int) -
 # %% ../../nbs/pruner_lab/60_record.ipynb #6e9846ac
 def repeat_seed(study_seed: int, repeat: int) -> int:
     "Return the seed of one repeat of cross-validation, for its folds and its trials."
-    return int(np.random.SeedSequence([study_seed, repeat]).generate_state(1)[0] >> 1)
+    return derived_seed(study_seed, repeat)
 
 
 def repeat_folds(cfg: Config, data: Data, repeat: int) -> tuple[Fold, ...]:

@@ -13,18 +13,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, PartialFixedSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.schema import SamplerConfig
+from ..core.seeds import derived_seed
 
 # %% ../../nbs/search/30_samplers.ipynb #ec0de8f6
 def sampler_seed(study_seed: int, slot: int) -> int:
-    "Return the seed of a slot's sampler (numpy's SeedSequence), in 0..2^31-1."
-    return int(np.random.SeedSequence([study_seed, slot, 0]).generate_state(1)[0] >> 1)
+    "Return the seed of a slot's sampler, in 0..2^31-1; folds count from 1, so no fold of the slot has this seed."
+    return derived_seed(study_seed, slot, 0)
 
 # %% ../../nbs/search/30_samplers.ipynb #94cfb0a5
 def slot_of(trial: FrozenTrial) -> int:

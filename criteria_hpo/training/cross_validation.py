@@ -21,7 +21,6 @@ from ..augmentation.draw_variants import training_source
 from ..config.hparams import HParams
 from ..core.errors import ConfigError, logger
 from ..data.folds import Fold
-from ..data.tokens import bucketed_batches
 from ..model.device import make_scaler
 from ..model.families import freeze_layers, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation, free_memory, is_out_of_memory
@@ -35,6 +34,7 @@ from criteria_hpo.training.epoch import (
     Stopped,
     TrainingSetup,
     Unfinished,
+    epoch_batches,
     fold_seed,
     predict,
     train_epoch,
@@ -157,9 +157,8 @@ def train_fold(attempt: Attempt, on_step: OnStep, on_epoch: OnEpoch, file: FoldF
             file.save(attempt.state(), attempt.seconds)
 
     for epoch in range(len(attempt.losses) + 1, epochs + 1):
-        rows = source.rows(fold.train, attempt.seed, epoch)
-        order = bucketed_batches(source.tokens.lengths[rows], hparams.batch_size, fold_seed(attempt.seed, 0, epoch))
-        attempt.losses.append(train_epoch(learning, [rows[b] for b in order], attempt.run, partial(stepped, epoch - 1)))
+        batches = epoch_batches(source, fold.train, hparams.batch_size, attempt.seed, epoch)
+        attempt.losses.append(train_epoch(learning, batches, attempt.run, partial(stepped, epoch - 1)))
         if not attempt.stopping.update(attempt.evaluating(watch, setup, watched), epoch, setup.classifier):
             break
         if epoch < epochs and not on_epoch(epoch, partial(attempt.evaluating, so_far)):

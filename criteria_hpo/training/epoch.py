@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'COUNTS', 'OnEpoch', 'fold_seed', 'TrainingSetup', 'Unfinished', 'Diverged', 'Stopped', 'ScoringOutOfMemory',
-           'predict', 'Run', 'train_epoch', 'EarlyStopping', 'watched_rows', 'watch', 'ScoreSoFar']
+           'predict', 'epoch_batches', 'Run', 'train_epoch', 'EarlyStopping', 'watched_rows', 'watch', 'ScoreSoFar']
 
 # %% ../../nbs/training/50_epoch.ipynb #e08c278f
 import math
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..augmentation.draw_variants import VariantTokens
+from ..augmentation.draw_variants import TrainingSource, VariantTokens
 from ..config.schema import TrainingConfig
 from ..core.errors import logger
+from ..core.seeds import derived_seed
 from ..data.folds import Fold
-from ..data.tokens import TokenisedPairs, collate, eval_batches, micro_batches
+from ..data.tokens import TokenisedPairs, bucketed_batches, collate, eval_batches, micro_batches
 from ..model.classifier import BERTClassifier
 from ..model.device import autocast_for
 from ..model.memory import is_out_of_memory
@@ -28,8 +29,8 @@ from .optim import Step, accumulation_step
 
 # %% ../../nbs/training/50_epoch.ipynb #3b6f8426
 def fold_seed(study_seed: int, trial: int, fold: int) -> int:
-    "The seed of one fold of one trial (numpy's SeedSequence), in 0..2^31-1."
-    return int(np.random.SeedSequence([study_seed, trial, fold]).generate_state(1)[0] >> 1)
+    "The seed of one fold (1, 2, ...) of one trial, in 0..2^31-1."
+    return derived_seed(study_seed, trial, fold)
 
 # %% ../../nbs/training/50_epoch.ipynb #eaba06dc
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ def _scored(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
         total += float(classifier.loss(logits, labels, "sum"))
         probs[positions] = torch.sigmoid(logits.double()).cpu().numpy()
     return probs, total
+
+# %% ../../nbs/training/50_epoch.ipynb #52abbbd7
+def epoch_batches(source: TrainingSource, train: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    "The effective batches of an epoch (1, 2, ...) of a fold with this seed, in order: arrays of rows of `source.tokens`."
+    rows = source.rows(train, seed, epoch)
+    order = bucketed_batches(source.tokens.lengths[rows], batch_size, derived_seed(seed, 0, epoch))
+    return [rows[batch] for batch in order]
 
 # %% ../../nbs/training/50_epoch.ipynb #3bf1a6dd
 PARTS, COUNTS = ("optimizer", "schedule", "scaler"), ("skipped", "overflowed", "done", "total", "seen")
