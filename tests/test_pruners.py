@@ -12,7 +12,7 @@ from criteria_hpo.config.schema import PatienceConfig, PrunerConfig
 from criteria_hpo.core.errors import ConfigError
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.execution.identity import open_study
-from criteria_hpo.pruner_lab.simulation import Population, play
+from criteria_hpo.pruner_lab.simulation import Population, simulate_study
 from criteria_hpo.search.pruning import Curve, FoldPruner, brackets, decide, fold_curve, hyperband_prunes
 
 OFF = PatienceConfig(folds=None)
@@ -46,7 +46,7 @@ def scores() -> np.ndarray:
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_every_pruner_keeps_the_house_rules(name: str, scores: np.ndarray) -> None:
-    played = play(pruner(name), SEED, scores)
+    played = simulate_study(pruner(name), SEED, scores)
     reasons = [reason for _, reason in played]
     assert not any(reasons[:30]), "the start-up is pruned"
     assert all(curve.finished == (reason is None) for curve, reason in played)
@@ -61,7 +61,7 @@ def test_every_pruner_keeps_the_house_rules(name: str, scores: np.ndarray) -> No
 @pytest.mark.parametrize("name", PRUNERS)
 def test_every_pruner_is_a_function_of_what_it_is_given(name: str, scores: np.ndarray) -> None:
     config = pruner(name)
-    played = [curve for curve, _ in play(config, SEED, scores)]
+    played = [curve for curve, _ in simulate_study(config, SEED, scores)]
     trial, shuffled = fold_curve(200, [0.1 + 0.01 * k for k in range(4)][::-1], False), [*played]
     np.random.default_rng(0).shuffle(shuffled)
     answers = {decide(config, SEED, trial, others) for others in (played, played, shuffled)}
@@ -106,7 +106,7 @@ def test_the_same_decisions_through_optuna(name: str, scores: np.ndarray) -> Non
                 break
         else:
             study.tell(trial, float(np.mean(row)))
-    folds = [len(curve.scores) for curve, _ in play(pruner(name, startup_trials=10), SEED, table)]
+    folds = [len(curve.scores) for curve, _ in simulate_study(pruner(name, startup_trials=10), SEED, table)]
     assert [len(trial.intermediate_values) for trial in study.trials[1:]] == folds
 
 

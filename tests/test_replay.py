@@ -17,21 +17,12 @@ from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.core.errors import StudyError
 from criteria_hpo.pruner_lab import record
-from criteria_hpo.pruner_lab.compare import (
-    DEFAULT,
-    RACING,
-    Candidate,
-    all_candidates,
-    choose,
-    compare,
-    in_parts,
-    verdict,
-    with_intervals,
-)
+from criteria_hpo.pruner_lab.candidates import DEFAULT, RACING, Candidate, all_candidates
+from criteria_hpo.pruner_lab.compare import choose, compare, in_parts, verdict, with_intervals
+from criteria_hpo.pruner_lab.draws import random_draw
 from criteria_hpo.pruner_lab.fold_table import load_table, read_epochs
 from criteria_hpo.pruner_lab.fold_table import signal as signal_of
-from criteria_hpo.pruner_lab.replay import lay_out_many, replay_many
-from criteria_hpo.pruner_lab.replay_one import lay_out, random_draw, replay_course
+from criteria_hpo.pruner_lab.replay import lay_out
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "studies" / "gallery" / "replay_table"
@@ -88,20 +79,9 @@ def test_the_recorded_table_is_small_and_holds_numbers_only() -> None:
     assert gammas == {0.0, 1.0, 2.0, 3.0}
 
 
-def test_side_by_side_is_one_by_one_for_every_pruner_on_the_recorded_table() -> None:
-    table, rng = load_table(RECORDED), np.random.default_rng(4)
-    draws = [random_draw(table, rng.permutation(150)[:75], k % 2, rng) for k in range(2)]
-    courses = {mode: lay_out_many(table, draws, mode) for mode in ("kfold", "multi_fidelity")}
-    for name, (pruner, mode, rule) in all_candidates().items():
-        many = replay_many(courses[mode], pruner, rule)
-        for k, draw in enumerate(draws):
-            for field, value in vars(replay_course(lay_out(table, draw, mode), pruner, rule)).items():
-                assert abs(many[field][k] - value) < 1e-9, (name, field)
-
-
 def test_a_table_with_one_repeat_is_refused_in_a_line() -> None:
     table = load_table(RECORDED, repeats=1)
-    for judge in (signal_of, lambda t: lay_out_many(t, [random_draw(t, np.arange(9), 0, np.random.default_rng(0))])):
+    for judge in (signal_of, lambda t: lay_out(t, [random_draw(t, np.arange(9), 0, np.random.default_rng(0))])):
         with pytest.raises(StudyError, match="--repeats 2"):
             judge(table)
 

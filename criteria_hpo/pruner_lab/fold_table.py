@@ -172,7 +172,7 @@ def load_table(folder: str | Path, repeats: int | None = None) -> FoldTable:
     numbers, counts = np.unique([row.setting for row in rows], return_counts=True)
     whole = numbers[counts == np.prod(each)].tolist()
     if not whole:
-        raise StudyError(f"{path}: no setting has all its folds yet; go on with the recording")
+        raise StudyError(f"{path}: no setting has all its folds yet; resume the recording")
     ordered = [row for row in rows if row.setting in set(whole)]
     score, inner, seconds, scoring = np.array([row[4:] for row in ordered]).reshape(len(whole), *each, 4).transpose(4, 0, 1, 2, 3)
     lines = (path / "settings.jsonl").read_text(encoding="utf-8").splitlines()
@@ -188,7 +188,7 @@ def signal(table: FoldTable) -> dict[str, float]:
     """
     means = table.fold_scores.mean(axis=2)
     if (repeats := means.shape[1]) < 2:
-        raise StudyError("one repeat does not tell signal from noise: go on recording the table with --repeats 2")
+        raise StudyError("one repeat cannot separate signal from noise: resume the recording with --repeats 2")
     covariance = np.cov(means, rowvar=False)
     total, shared = float(covariance.diagonal().mean()), float(covariance.sum() - covariance.trace()) / (repeats * (repeats - 1))
     noise = table.fold_scores - means[..., None] - table.fold_scores.mean(axis=0) + means.mean(axis=0)[:, None]
