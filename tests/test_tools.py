@@ -1,4 +1,4 @@
-"""The tools that judge notebooks see what they are there to see."""
+"""The tools that check notebooks find the problems that they are meant to find."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ LONG = "#| export\ndef long(x: int) -> None:\n" + "    x += 1\n" * 50
 
 
 def notebook(folder: Path, *sources: str, language: str = "python") -> nbfiles.Notebook:
-    """A notebook of these cells; what begins with a title is prose."""
+    """A notebook of these cells; a text that begins with a title becomes a markdown cell."""
     new = nbformat.v4
     cells = [new.new_markdown_cell(s) if s.startswith("# ") else new.new_code_cell(s) for s in sources]
     kernel = {"name": "python3", "display_name": "python3", "language": language}
@@ -24,16 +24,16 @@ def notebook(folder: Path, *sources: str, language: str = "python") -> nbfiles.N
     return nbfiles.read(folder / "00_it.ipynb")
 
 
-def broken(*notebooks: nbfiles.Notebook) -> dict[str, list[str]]:
-    """The hard budgets that these notebooks break, with the offenders."""
-    rooms = [style_budgets.Room(found) for found in notebooks]
-    budgets = [*style_budgets.cell_budgets(rooms), *style_budgets.teaching_budgets(rooms)]
-    budgets += style_budgets.honesty_budgets(rooms, list(notebooks))
+def failed(*notebooks: nbfiles.Notebook) -> dict[str, list[str]]:
+    """The hard budgets that these notebooks exceed, with the offenders."""
+    measured = [style_budgets.Measured(found) for found in notebooks]
+    budgets = [*style_budgets.cell_budgets(measured), *style_budgets.documentation_budgets(measured)]
+    budgets += style_budgets.coverage_budgets(measured, list(notebooks))
     return {budget.what: budget.offenders for budget in budgets if budget.hard and not budget.kept}
 
 
-def test_a_good_notebook_breaks_nothing(tmp_path: Path) -> None:
-    assert broken(notebook(tmp_path, *GOOD)) == {}
+def test_a_good_notebook_meets_every_budget(tmp_path: Path) -> None:
+    assert failed(notebook(tmp_path, *GOOD)) == {}
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,24 @@ def test_a_good_notebook_breaks_nothing(tmp_path: Path) -> None:
         (GOOD[1:], "prose cells, %", "00_it 0.0"),
     ],
 )
-def test_what_breaks_a_budget_is_named(tmp_path: Path, sources: list[str], what: str, offender: str) -> None:
-    found = {key: names for key, names in broken(notebook(tmp_path, *sources)).items() if key.startswith(what)}
+def test_an_exceeded_budget_names_the_offender(tmp_path: Path, sources: list[str], what: str, offender: str) -> None:
+    found = {key: names for key, names in failed(notebook(tmp_path, *sources)).items() if key.startswith(what)}
     assert [offender] == [name for names in found.values() for name in names]
 
 
 def test_every_offender_is_counted_and_a_cell_without_a_name_has_a_number(tmp_path: Path) -> None:
     plain = "#| export\n" + "\n".join(f"a{row} = {row}" for row in range(12))
-    room = style_budgets.Room(notebook(tmp_path, *GOOD, *[plain] * 6))
-    median = next(style_budgets.cell_budgets([room]))
+    module = style_budgets.Measured(notebook(tmp_path, *GOOD, *[plain] * 6))
+    median = next(style_budgets.cell_budgets([module]))
     assert median.offenders == [f"00_it code cell {number} 12" for number in range(3, 9)]
     assert str(median).startswith("over export cells, median") and str(median).endswith("00_it code cell 7 12; and 1 more")
 
 
-def test_definitions_that_nobody_runs_are_named(tmp_path: Path) -> None:
-    room = style_budgets.Room(notebook(tmp_path, *GOOD, GOOD[1].replace("double", "treble"), GOOD[1].replace("double", "half")))
-    assert room.definitions == [("double", True), ("treble", False), ("half", False)]
+def test_definitions_that_no_cell_runs_are_named(tmp_path: Path) -> None:
+    module = style_budgets.Measured(
+        notebook(tmp_path, *GOOD, GOOD[1].replace("double", "treble"), GOOD[1].replace("double", "half"))
+    )
+    assert module.definitions == [("double", True), ("treble", False), ("half", False)]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,8 @@ def test_definitions_that_nobody_runs_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_notebooks_that_nbdev_would_skip(tmp_path: Path, head: str, language: str, why: str) -> None:
-    said = nbfiles.refusal(notebook(tmp_path, head, "1 + 1", language=language))
-    assert (why in said) and bool(said) == bool(why)
+    reason = nbfiles.skip_reason(notebook(tmp_path, head, "1 + 1", language=language))
+    assert (why in reason) and bool(reason) == bool(why)
 
 
 def test_templates_are_those_in_studies_itself() -> None:

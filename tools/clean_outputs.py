@@ -1,6 +1,6 @@
 """Empty the outputs and execution counts of nbs/*.ipynb and studies/*.ipynb.
 
-`nbdev_clean --clear_all` would do it too, but also deletes the `parameters` tag that papermill needs.
+`nbdev_clean --clear_all` also empties them, but it deletes the `parameters` tag that papermill needs.
 """
 
 import sys
@@ -11,7 +11,7 @@ from nbfiles import name_of, sources, templates
 
 
 def main() -> int:
-    """Clean every notebook that has something to clean."""
+    """Clean every notebook that has outputs or execution counts."""
     for path in [*sources(), *templates()]:
         nb = read_nb(path)
         cells = [cell for cell in nb.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]

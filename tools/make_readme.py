@@ -1,7 +1,7 @@
-"""Make README.md from nbs/index.ipynb (no quarto needed); with --check, fail if the two disagree.
+"""Write README.md from nbs/index.ipynb, without quarto; with --check, fail if the two differ.
 
-Code cells become fenced code without outputs, cells with `#| hide` are left out, and links written from `nbs/`
-(`../studies/...`) become links from the repository's root. A relative link to a missing file is an error.
+Code cells become fenced code without outputs, cells with `#| hide` are left out, and links relative to `nbs/`
+(`../studies/...`) become links relative to the repository's root. A relative link to a missing file is an error.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = "<!-- Made from nbs/index.ipynb by `make readme`: edit that notebook, not this file. -->\n\n"
+HEADER = "<!-- Written from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
 DIRECTIVE = re.compile(r"^#\s*\|.*\n?", re.MULTILINE)
 HIDDEN = re.compile(r"^#\s*\|\s*hide\s*$", re.MULTILINE)
 LINK = re.compile(r"""(\]\(|(?:src|href)=["'])(?![a-z]+:|#)([^)"'\s]+)""")
 
 
 def readme_text(notebook: Path, root: Path = ROOT) -> str:
-    """The README's text; links in it are relative to `root`."""
+    """The text of the README; links are relative to `root`."""
     nb = nbformat.read(notebook, as_version=4)
     nb.cells = [cell for cell in nb.cells if not HIDDEN.search(cell.source)]
     for cell in nb.cells:
@@ -34,7 +34,7 @@ def readme_text(notebook: Path, root: Path = ROOT) -> str:
         target, _, anchor = match[2].partition("#")
         path = (notebook.parent / target).resolve()
         if not path.exists():
-            raise FileNotFoundError(f"{notebook.name} links to {match[2]}, which does not exist")
+            raise FileNotFoundError(f"{notebook.name} links to {match[2]}: file not found")
         return match[1] + path.relative_to(root.resolve()).as_posix() + (f"#{anchor}" if anchor else "")
 
     markdown = re.sub(r"\n{3,}", "\n\n", LINK.sub(from_root, markdown))
@@ -42,7 +42,7 @@ def readme_text(notebook: Path, root: Path = ROOT) -> str:
 
 
 def main() -> int:
-    """Write or check the README."""
+    """Write or check README.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--notebook", type=Path, default=ROOT / "nbs" / "index.ipynb")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
@@ -62,7 +62,7 @@ def main() -> int:
                 old.splitlines(keepends=True), text.splitlines(keepends=True), args.readme.name, args.notebook.name
             )
         )
-        sys.exit(f"{args.readme.name} disagrees with {args.notebook.name}: run `make readme` and commit both")
+        sys.exit(f"{args.readme.name} differs from {args.notebook.name}: run `make readme` and commit both")
     args.readme.write_text(text, encoding="utf-8")
     print(f"{args.readme.name} written from {args.notebook.name}")
     return 0

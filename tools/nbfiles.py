@@ -1,4 +1,4 @@
-"""Which notebooks there are, and what a cell of one says: shared by the other tools."""
+"""Find the notebooks of the repository and read their cells; shared by the other tools."""
 
 import json
 import re
@@ -12,24 +12,24 @@ DIRECTIVE = re.compile(r"^#\s*\|\s*(.+?)\s*$", re.MULTILINE)
 
 
 def sources() -> list[Path]:
-    """The notebooks that the package is written in, index.ipynb among them."""
+    """The notebooks below nbs/, including index.ipynb."""
     return sorted(ROOT.glob("nbs/**/*.ipynb"))
 
 
 def templates() -> list[Path]:
-    """The parameterised notebooks of studies/, by name: the folders below it hold executed ones."""
+    """The parameterised notebooks studies/*.ipynb; the folders below studies/ contain executed copies."""
     return sorted(ROOT.glob("studies/*.ipynb"))
 
 
 def tracked() -> list[Path]:
-    """Notebooks in git; outside a checkout the sources and the templates."""
+    """The notebooks in git, the sources and the templates; outside a checkout only the last two."""
     listed = git("ls-files", "-z", "*.ipynb") or ""
-    here = {*sources(), *templates(), *(ROOT / name for name in listed.split("\0") if name)}
-    return sorted(path for path in here if path.is_file())
+    paths = {*sources(), *templates(), *(ROOT / name for name in listed.split("\0") if name)}
+    return sorted(path for path in paths if path.is_file())
 
 
 def git(*args: str) -> str | None:
-    """Output of a git command, or None outside a checkout."""
+    """The output of a git command, or None if it fails, as outside a checkout."""
     try:
         done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -38,13 +38,13 @@ def git(*args: str) -> str | None:
 
 
 def name_of(path: Path) -> str:
-    """The path as a user would type it."""
+    """The path relative to the root of the repository, if it is inside."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its kind (code, markdown or raw), its text, and what nbdev and papermill read from it."""
+    """One cell: its kind (code, markdown or raw), its text, its number of outputs, and its tags."""
 
     kind: str
     source: str
@@ -58,18 +58,18 @@ class Cell:
 
     @property
     def exported(self) -> bool:
-        """Whether the cell becomes part of the module."""
+        """Whether nbdev exports the cell to the module."""
         return any(directive.split()[0] in ("export", "exporti", "exports") for directive in self.directives)
 
     @property
     def lines(self) -> int:
-        """Lines of code: neither blank nor a directive."""
+        """The number of lines that are neither blank nor a directive."""
         return sum(bool(line.strip()) for line in DIRECTIVE.sub("", self.source).splitlines())
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook as far as the tools look at it."""
+    """A notebook: its path, its cells and the language of its kernel."""
 
     path: Path
     cells: tuple[Cell, ...]
@@ -77,13 +77,13 @@ class Notebook:
 
     @property
     def code(self) -> list[Cell]:
-        """The code cells that say something, without the one that names the module."""
-        kept = (cell for cell in self.cells if cell.kind == "code" and cell.source.strip())
-        return [cell for cell in kept if not any(d.startswith("default_exp") for d in cell.directives)]
+        """The code cells that are not empty, without the one that names the module."""
+        code = (cell for cell in self.cells if cell.kind == "code" and cell.source.strip())
+        return [cell for cell in code if not any(d.startswith("default_exp") for d in cell.directives)]
 
 
 def read(path: Path) -> Notebook:
-    """The notebook at `path`; ValueError or KeyError when it is none."""
+    """The notebook at `path`. Raises ValueError or KeyError if the file is not a notebook."""
     content = json.loads(path.read_text(encoding="utf-8"))
     cells = (
         Cell(
@@ -97,8 +97,8 @@ def read(path: Path) -> Notebook:
     return Notebook(path, tuple(cells), content["metadata"].get("kernelspec", {}).get("language"))
 
 
-def refusal(notebook: Notebook) -> str:
-    """Why nbdev would run nothing of this notebook while calling it a success, or ''."""
+def skip_reason(notebook: Notebook) -> str:
+    """Why nbdev would skip this notebook and still report success, or ''."""
     if notebook.language != "python":
         return f'metadata.kernelspec.language is {notebook.language!r}: write "python", in lower case'
     head = "\n".join(cell.source for cell in notebook.cells[:2] if cell.kind in ("raw", "markdown"))

@@ -1,12 +1,12 @@
-"""Run notebooks as tests, one process each, and say how many cells were truly executed.
+"""Run notebooks as tests, one process each, and report how many cells were executed.
 
     python tools/run_notebooks.py                        # nbs/*.ipynb and the templates studies/*.ipynb
     python tools/run_notebooks.py nbs/data/30_folds.ipynb     # only these
     python tools/run_notebooks.py --flags slow           # the notebooks with `#| slow` cells, those cells included
 
 Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in
-a process of its own with a time limit, and at one thread whatever `--jobs` is, so that its numbers do not depend on
-how many run beside it. nbdev reports "Success" for some notebooks of which it runs nothing; these are refused here.
+a process of its own with a time limit, and with one thread for any `--jobs`, so that its numbers do not depend on how many
+run at once. nbdev reports "Success" for some notebooks that it skips; they count as failures here.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbfiles import ROOT, name_of, read, refusal, sources, templates
+from nbfiles import ROOT, name_of, read, skip_reason, sources, templates
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEMORY_PER_NOTEBOOK_GIB = 3
@@ -33,7 +33,7 @@ def run_child(path: Path, flags: str, report: Path) -> None:
     from execnb.shell import CaptureShell
     from nbdev.test import nbdev_test
 
-    outcome = {"cells": 0, "error": refusal(read(path))}
+    outcome = {"cells": 0, "error": skip_reason(read(path))}
     original = CaptureShell.cell
 
     def counted(shell, cell, *args, **kwargs):
@@ -46,14 +46,14 @@ def run_child(path: Path, flags: str, report: Path) -> None:
         if not outcome["error"]:
             nbdev_test(path=str(path), flags=flags, n_workers=0)
             if not outcome["cells"]:
-                outcome["error"] = "no code cell was executed: a notebook under test has at least one"
+                outcome["error"] = "no code cell was executed; a notebook under test needs at least one"
     finally:
         report.write_text(json.dumps(outcome), encoding="utf-8")
     sys.exit(1 if outcome["error"] else 0)
 
 
 def has_flag(path: Path, flags: str) -> bool:
-    """Whether a code cell of the notebook carries one of the flags as an nbdev directive."""
+    """Whether a code cell of the notebook has one of the flags as an nbdev directive."""
     return any(cell.directives & set(flags.split()) for cell in read(path).cells)
 
 
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The path as a user would type it."""
+        """The path relative to the root of the repository."""
         return name_of(self.path)
 
     @property
@@ -78,7 +78,7 @@ class Run:
         return time.monotonic() - self.started
 
     def kill(self) -> None:
-        """End the child together with whatever it started."""
+        """Kill the child process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -104,13 +104,13 @@ def start(path: Path, flags: str, threads: int, folder: Path) -> Run:
 
 
 class Progress:
-    """What is running now: one line rewritten on a terminal, else a line now and then."""
+    """Shows what is running: one line that is overwritten on a terminal, else a line every `HEARTBEAT_SECONDS`."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.live, self.last = total, 0, sys.stdout.isatty(), time.monotonic()
 
     def show(self, runs: list[Run]) -> None:
-        """Tell what is running."""
+        """Show what is running."""
         if not self.live and time.monotonic() - self.last < HEARTBEAT_SECONDS:
             return
         self.last = time.monotonic()
@@ -119,16 +119,16 @@ class Progress:
         print(f"\r\033[K{text[:118]}" if self.live else text, end="" if self.live else "\n", flush=True)
 
     def line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         print(f"\r\033[K{text}" if self.live else text, flush=True)
         self.last = time.monotonic()
 
 
 def verdict(run: Run, limit: float) -> tuple[int, str]:
-    """(cells executed, what went wrong or '') of a run that has ended or outlived its limit."""
+    """(cells executed, the error or '') of a run that has ended or exceeded its time limit."""
     if run.process.poll() is None:
         run.kill()
-        return 0, f"still running after {limit:.0f} s: stopped"
+        return 0, f"stopped after the time limit of {limit:.0f} s"
     run.kill()
     if not run.report.exists():
         return 0, f"the process ended early (exit status {run.process.returncode})"
@@ -139,7 +139,7 @@ def verdict(run: Run, limit: float) -> tuple[int, str]:
 
 
 def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float) -> int:
-    """Run every notebook, at most `jobs` at a time; the number of failures."""
+    """Run every notebook, at most `jobs` at a time, and return the number of failures."""
     waiting, running, failures, cells = list(paths), [], [], 0
     progress, began = Progress(len(paths)), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,11 +175,11 @@ def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float
 
 
 def default_jobs() -> int:
-    """Two at a time where cores and memory allow it."""
+    """The number of notebooks to run at once: two, if cores and memory allow it."""
     import psutil
 
-    room = psutil.virtual_memory().available / 2**30 // MEMORY_PER_NOTEBOOK_GIB
-    return max(1, min(2, os.cpu_count() or 1, int(room)))
+    fitting = psutil.virtual_memory().available / 2**30 // MEMORY_PER_NOTEBOOK_GIB
+    return max(1, min(2, os.cpu_count() or 1, int(fitting)))
 
 
 def main() -> int:
@@ -187,7 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: nbs/*.ipynb and studies/*.ipynb")
     parser.add_argument("--flags", default="", help="also run the cells with these flags (slow, cuda)")
-    parser.add_argument("--jobs", type=int, default=0, help="notebooks at a time (default: 2 if the machine has room)")
+    parser.add_argument("--jobs", type=int, default=0, help="notebooks at a time (default: 2 if cores and memory allow it)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each notebook (default 1)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one notebook (default 600)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -203,7 +203,7 @@ def main() -> int:
             if not paths:
                 return 0
     if missing := [str(path) for path in paths if not path.is_file()]:
-        sys.exit(f"no such notebook: {', '.join(missing)}")
+        sys.exit(f"file not found: {', '.join(missing)}")
     if not paths:
         sys.exit("no notebook found in nbs/ and studies/")
     return min(1, run_all(paths, args.flags, args.jobs or default_jobs(), args.threads, args.timeout))

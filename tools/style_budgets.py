@@ -1,7 +1,7 @@
-"""Print how the notebooks keep our style budgets, the worst offenders by name and how many more there are; fail on the hard ones.
+"""Compare the notebooks with the style budgets and list the worst offenders; exit with 1 if a hard budget fails.
 
-A budget is a wish, and where it hurts the code, the code wins: such a line says `over`. A few are promises: what breaks
-one says `FAIL`, and so does this program. Lines are lines of code, without blank ones and directives.
+Most budgets are soft: a line `over` is a recommendation, because some code reads better above the limit. The others are hard: a
+line `FAIL` makes this program fail. Lines are lines of code, without blank lines and nbdev directives.
 """
 
 import ast
@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nbfiles import Cell, Notebook, read, refusal, sources, templates
+from nbfiles import Cell, Notebook, read, skip_reason, sources, templates
 
 WORST = 5
 FASTCORE_ASSERTIONS = {"test_eq", "test_ne", "test_close", "test_fail", "test_is", "test_warns", "test_stdout"}
@@ -20,20 +20,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def parsed(cell: Cell) -> ast.Module:
-    """The cell's syntax tree; lines of IPython's own (%magic, !shell) count as comments."""
+    """The cell's syntax tree; IPython's %magic and !shell lines are read as comments."""
     lines = ("#" + line if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
     return ast.parse("\n".join(lines))
 
 
 def is_assertion(node: ast.AST) -> bool:
-    """Whether the node states what must hold: an `assert`, or one of fastcore's tests."""
+    """Whether the node is an `assert` statement or a call of one of fastcore's test functions."""
     called = node.func if isinstance(node, ast.Call) else None
     return isinstance(node, ast.Assert) or (isinstance(called, ast.Name) and called.id in FASTCORE_ASSERTIONS)
 
 
 @dataclass(frozen=True)
-class Room:
-    """A notebook that exports a module, measured."""
+class Measured:
+    """A notebook that exports a module, with what the budgets measure."""
 
     notebook: Notebook
 
@@ -49,7 +49,7 @@ class Room:
 
     @cached_property
     def cells(self) -> list[tuple[str, int]]:
-        """(name, lines) of every cell of the module: named after what it defines first, else by its number."""
+        """(name, lines) of every cell of the module; the name is that of its first definition, else its number."""
         found = []
         for number, cell in enumerate(self.notebook.code, start=1):
             names = [node.name for node in parsed(cell).body if isinstance(node, Function | ast.ClassDef)]
@@ -64,9 +64,9 @@ class Room:
 
     @cached_property
     def assertions(self) -> int:
-        """Assertions in the cells beside the module."""
-        beside = (cell for cell in self.notebook.code if not cell.exported)
-        return sum(is_assertion(node) for cell in beside for node in ast.walk(parsed(cell)))
+        """Number of assertions in the cells that are not exported."""
+        tests = (cell for cell in self.notebook.code if not cell.exported)
+        return sum(is_assertion(node) for cell in tests for node in ast.walk(parsed(cell)))
 
     @cached_property
     def functions(self) -> list[tuple[str, Function]]:
@@ -75,7 +75,7 @@ class Room:
 
     @cached_property
     def definitions(self) -> list[tuple[str, bool]]:
-        """(what a cell defines, whether the next code cell runs something) of every cell that defines something."""
+        """(names, whether the next code cell is not exported) of every exported cell with definitions."""
         code = self.notebook.code
         found = []
         for cell, following in zip(code, [*code[1:], None]):
@@ -86,7 +86,7 @@ class Room:
 
     @cached_property
     def prose(self) -> int:
-        """Cells that are prose."""
+        """Number of markdown cells."""
         return sum(cell.kind == "markdown" for cell in self.notebook.cells)
 
 
@@ -106,15 +106,15 @@ def length(function: Function) -> int:
 
 
 def unannotated(function: Function) -> list[str]:
-    """The arguments without a type, `self` and `cls` aside."""
+    """The arguments without a type annotation, except `self` and `cls`."""
     a = function.args
-    every = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
-    return [arg.arg for arg in every if arg.annotation is None and arg.arg not in ("self", "cls")]
+    arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+    return [arg.arg for arg in arguments if arg.annotation is None and arg.arg not in ("self", "cls")]
 
 
 @dataclass
 class Budget:
-    """One line of the report: what was measured, what is wanted, and who is worst."""
+    """One line of the report: the measured value, its limit, and the names that exceed it, worst first."""
 
     what: str
     value: float
@@ -140,39 +140,40 @@ def below(limit: float, measured: Iterable[tuple[str, float]]) -> list[str]:
     return [f"{name} {value:.1f}" for name, value in sorted(measured, key=lambda pair: pair[1]) if value < limit]
 
 
-def cell_budgets(rooms: list[Room]) -> Iterator[Budget]:
+def cell_budgets(measured: list[Measured]) -> Iterator[Budget]:
     """How long cells, functions and modules are."""
-    cells = [cell for room in rooms for cell in room.cells]
+    cells = [cell for module in measured for cell in module.cells]
     middle, p90 = np.quantile([size for _, size in cells], [0.5, 0.9])
     yield Budget("export cells, median of lines", middle, "at most 10", middle <= 10, False, above(10, cells))
     yield Budget("export cells, 90th percentile of lines", p90, "at most 25", p90 <= 25, True, above(25, cells))
-    functions = [(f"{room.name}.{name}", length(node)) for room in rooms for name, node in room.functions]
+    functions = [(f"{module.name}.{name}", length(node)) for module in measured for name, node in module.functions]
     most = max(size for _, size in functions)
     yield Budget("longest function, lines", most, "at most 50", most <= 50, True, above(most - 1, functions))
-    modules = [(room.name, room.lines) for room in rooms]
+    modules = [(module.name, module.lines) for module in measured]
     most = max(size for _, size in modules)
     yield Budget("longest module, lines", most, "at most 300", most <= 300, True, above(most - 1, modules))
     long = above(200, modules)
     yield Budget("modules above 200 lines", len(long), "none", not long, False, long)
 
 
-def teaching_budgets(rooms: list[Room]) -> Iterator[Budget]:
-    """How well the notebooks explain and show what they define."""
-    density = 100 * sum(room.assertions for room in rooms) / sum(room.lines for room in rooms)
-    thin = below(8, ((room.name, 100 * room.assertions / room.lines) for room in rooms))
-    yield Budget("assertions per 100 exported lines", density, "at least 8", density >= 8, True, thin)
-    ran = [followed for room in rooms for _, followed in room.definitions]
+def documentation_budgets(measured: list[Measured]) -> Iterator[Budget]:
+    """How well the notebooks explain and run what they define."""
+    density = 100 * sum(module.assertions for module in measured) / sum(module.lines for module in measured)
+    few = below(8, ((module.name, 100 * module.assertions / module.lines) for module in measured))
+    yield Budget("assertions per 100 exported lines", density, "at least 8", density >= 8, True, few)
+    ran = [followed for module in measured for _, followed in module.definitions]
     share = 100 * sum(ran) / len(ran)
-    unseen = [f"{room.name}: {names}" for room in rooms for names, followed in room.definitions if not followed]
-    yield Budget("definitions followed by a running cell, %", share, "at least 75", share >= 75, False, unseen)
-    prose = 100 * sum(room.prose for room in rooms) / sum(len(room.notebook.cells) for room in rooms)
-    terse = below(25, ((room.name, 100 * room.prose / len(room.notebook.cells)) for room in rooms))
-    yield Budget("prose cells, %", prose, "at least 25", prose >= 25, True, terse)
+    not_run = [f"{module.name}: {names}" for module in measured for names, followed in module.definitions if not followed]
+    yield Budget("definitions followed by a running cell, %", share, "at least 75", share >= 75, False, not_run)
+    prose = 100 * sum(module.prose for module in measured) / sum(len(module.notebook.cells) for module in measured)
+    sparse = below(25, ((module.name, 100 * module.prose / len(module.notebook.cells)) for module in measured))
+    yield Budget("prose cells, %", prose, "at least 25", prose >= 25, True, sparse)
 
 
-def honesty_budgets(rooms: list[Room], notebooks: list[Notebook]) -> Iterator[Budget]:
-    """What would make the other figures lie: arguments without a type, cells that nobody runs."""
-    bare = [f"{room.name}.{name}({', '.join(args)})" for room in rooms for name, f in room.functions if (args := unannotated(f))]
+def coverage_budgets(measured: list[Measured], notebooks: list[Notebook]) -> Iterator[Budget]:
+    """Arguments without a type, and code that no test runs, which would make the other figures meaningless."""
+    functions = [(f"{module.name}.{name}", unannotated(node)) for module in measured for name, node in module.functions]
+    bare = [f"{name}({', '.join(args)})" for name, args in functions if args]
     yield Budget("exported functions with unannotated arguments", len(bare), "none", not bare, True, bare)
     never = [
         f"{nb.path.stem} code cell {number}"
@@ -181,20 +182,20 @@ def honesty_budgets(rooms: list[Room], notebooks: list[Notebook]) -> Iterator[Bu
         if "eval: false" in cell.directives
     ]
     yield Budget("cells that never run (eval: false)", len(never), "none", not never, False, never)
-    skipped = [f"{nb.path.stem}: {refusal(nb)}" for nb in notebooks if refusal(nb)]
-    yield Budget("notebooks of which nothing runs", len(skipped), "none", not skipped, True, skipped)
+    skipped = [f"{nb.path.stem}: {skip_reason(nb)}" for nb in notebooks if skip_reason(nb)]
+    yield Budget("notebooks that nbdev skips", len(skipped), "none", not skipped, True, skipped)
 
 
 def main() -> int:
-    """Print every budget; 1 if a hard one is broken."""
+    """Print every budget and return 1 if a hard one fails."""
     notebooks = [read(path) for path in [*sources(), *templates()]]
-    rooms = [room for room in map(Room, notebooks) if room.exported]
-    budgets = [*cell_budgets(rooms), *teaching_budgets(rooms), *honesty_budgets(rooms, notebooks)]
+    measured = [module for module in map(Measured, notebooks) if module.exported]
+    budgets = [*cell_budgets(measured), *documentation_budgets(measured), *coverage_budgets(measured, notebooks)]
     print(*budgets, sep="\n")
-    broken = [budget.what for budget in budgets if budget.hard and not budget.kept]
-    print(f"style: {len(rooms)} notebooks, {sum(room.lines for room in rooms)} exported lines", end="")
-    print(f"; broken: {', '.join(broken)}" if broken else "")
-    return min(1, len(broken))
+    failed = [budget.what for budget in budgets if budget.hard and not budget.kept]
+    print(f"style: {len(measured)} notebooks, {sum(module.lines for module in measured)} exported lines", end="")
+    print(f"; failed: {', '.join(failed)}" if failed else "")
+    return min(1, len(failed))
 
 
 if __name__ == "__main__":
