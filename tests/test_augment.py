@@ -29,6 +29,7 @@ from transformers import (
 from criteria_hpo.augmentation import make_variants as augment
 from criteria_hpo.augmentation.language import fetch_language_data
 from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_words, pieces, seeded
+from criteria_hpo.augmentation.selection import replaceable_counts, rows_to_reword, sentences_to_reword
 from criteria_hpo.augmentation.wording import WORD, apply_edits, bare, evidence_spans, fitting, free_spans, protection
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
@@ -140,8 +141,8 @@ def test_the_rest_of_the_post_stays_to_the_byte():
     cfg = load_config(SMALL)
     data = load_data(load_config(["data.test_fraction=0"]))
     keep, looked_at = protection(cfg.augmentation.protect), 0
-    rows = augment.rows_to_reword(data.dev, "positive")
-    for row, sentences in zip(rows, augment.sentences_to_reword(data.dev, rows, 0, keep)):
+    rows = rows_to_reword(data.dev, "positive")
+    for row, sentences in zip(rows, sentences_to_reword(data.dev, rows, 0, keep)):
         post, spans = data.dev.post[row], evidence_spans(data.dev.post[row], data.dev.evidence[row])
         (edits,) = augment.reword([post], [sentences], walnuts, 1, keep)[0]
         text, shift, done = apply_edits(post, edits).encode(), 0, 0
@@ -169,7 +170,7 @@ def test_the_rest_of_the_post_stays_to_the_byte():
 )
 def test_evidence_is_whole_words_and_as_often_as_it_is_named(post, evidence, found):
     keep = protection([])
-    sentences = list(augment.changeable(post, evidence, keep))
+    sentences = list(replaceable_counts(post, evidence, keep))
     (edits,) = augment.reword([post], [sentences], walnuts, 1, keep)[0]
     assert apply_edits(post, edits) == found
 
@@ -255,9 +256,9 @@ def test_words_that_decide_a_label_are_protected_by_kinds(kind: str, words: str)
 
 def test_classes_both_rewords_negatives_as_far_as_positives():
     pairs, keep = load_data(load_config(["data.test_fraction=0"])).dev, protection(load_config([]).augmentation.protect)
-    rows = augment.rows_to_reword(pairs, "both")
+    rows = rows_to_reword(pairs, "both")
     assert len(rows) == len(pairs)
-    offered = augment.sentences_to_reword(pairs, rows, 0, keep)
+    offered = sentences_to_reword(pairs, rows, 0, keep)
     free = pd.Series([sum(len(free_spans(post, keep, span)) for span in spans) for post, spans in zip(pairs.post, offered)])
     by_label = free.groupby(pairs.label.to_numpy()).mean()
     assert by_label[0] == pytest.approx(by_label[1], rel=0.06)

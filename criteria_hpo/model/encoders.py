@@ -22,7 +22,7 @@ from ..core.assets import REGISTRY_MODELS, fetch_asset
 from ..core.errors import ModelError, did_you_mean, logger, looked_in
 from .dropout import restore_dropout
 from .families import family_of, position_limit
-from .families import keep_layers as keep_only
+from .layers import keep_layers as keep_only
 
 # %% ../../nbs/model/30_encoders.ipynb #19aed6a6
 _OFFLINE = hub_settings.HF_HUB_OFFLINE  # set by the user in the environment

@@ -23,14 +23,8 @@ from ..model.classifier import BERTClassifier
 from ..model.device import make_scaler
 from ..model.dropout import dropout_places, missing_roles, read_dropout, set_dropout
 from ..model.encoders import load_encoder
-from criteria_hpo.model.families import (
-    ROLES,
-    encoder_layers,
-    family_of,
-    freeze_layers,
-    position_limit,
-    set_gradient_checkpointing,
-)
+from ..model.families import ROLES, family_of, position_limit
+from ..model.layers import encoder_layers, freeze_layers, set_gradient_checkpointing
 from .optim import accumulation_step, make_schedule
 
 # %% ../../nbs/training/90_conformance.ipynb #19f59e79

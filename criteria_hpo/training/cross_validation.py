@@ -22,7 +22,7 @@ from ..config.hparams import HParams
 from ..core.errors import ConfigError, logger
 from ..data.folds import Fold
 from ..model.device import make_scaler
-from ..model.families import freeze_layers, set_gradient_checkpointing
+from ..model.layers import freeze_layers, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation, free_memory, is_out_of_memory
 from .checkpoint import Checkpoints, FoldFile, State, random_state, set_random_state
 from criteria_hpo.training.epoch import (

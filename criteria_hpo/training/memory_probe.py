@@ -17,7 +17,7 @@ from ..core.assets import cache_dir
 from ..core.errors import ConfigError
 from ..model.classifier import BERTClassifier
 from ..model.device import autocast_for, make_scaler, resolve_precision
-from ..model.families import freeze_layers, set_gradient_checkpointing
+from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     Card,
     card_of,

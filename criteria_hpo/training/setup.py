@@ -25,7 +25,7 @@ from ..data.tokens import tokenise
 from ..model.classifier import BERTClassifier, load_classifier
 from ..model.device import pick_device, set_numerics
 from ..model.encoders import load_tokenizer
-from ..model.families import freeze_layers, set_gradient_checkpointing
+from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
 )
