@@ -29,8 +29,8 @@ from .core.errors import StudyError, guarded
 from .core.stopping import Interrupted, stoppable
 from .data.study_data import load_data
 from .execution.worker_pool import cause_of_death
-from .storage.database import GO_ON
 from .storage.progress import progress_bar
+from .storage.retries import GO_ON
 
 # %% ../nbs/50_notebooks.ipynb #e509b5e4
 def _explain(err: PapermillExecutionError, output: Path) -> BaseException:

@@ -31,7 +31,8 @@ from criteria_hpo.execution import study as study_room
 from criteria_hpo.execution import trial as objective_room
 from criteria_hpo.plotting.plots import save_plots
 from criteria_hpo.storage.database import exclusive, open_storage
-from criteria_hpo.storage.ledger import Ledger, LedgerReader
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.storage.ledger_tables import LedgerReader
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training.epoch import TrainingSetup, fold_seed
 

@@ -22,7 +22,7 @@ from harness import (
 
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
-from criteria_hpo.storage import ledger as rules
+from criteria_hpo.storage import leases as rules
 from criteria_hpo.storage.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills by SIGKILL")

@@ -24,11 +24,12 @@ from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.core.errors import StudyError
 from criteria_hpo.results.stored import stored_study
-from criteria_hpo.storage import database
-from criteria_hpo.storage import ledger as rules
+from criteria_hpo.storage import engine
+from criteria_hpo.storage import leases as rules
 from criteria_hpo.storage.database import exclusive, open_storage, stored_tables
 from criteria_hpo.storage.engine import make_engine
-from criteria_hpo.storage.ledger import FOLDS, SLOTS, Ledger
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.storage.ledger_tables import FOLDS, SLOTS
 
 COMMON = ["preset=smoke", "model=tiny", "hpo.pruner.startup_trials=5", "hpo.sampler.n_startup_trials=5"]
 
@@ -333,7 +334,7 @@ def test_waits_for_a_server_that_is_away(server, tmp_path, tell, seconds):
 
 def hurried_study(words, diary, frozen_in=None):
     """An invented study under short limits, whose process stops itself once: as it claims slot 1, or commits fold 2."""
-    database.WATCH.update(idle_in_transaction_session_timeout="'20s'", lock_timeout="'2s'")
+    engine.WATCH.update(idle_in_transaction_session_timeout="'20s'", lock_timeout="'2s'")
     rules.LEASE_FLOOR, left = 5.0, [frozen_in]
     pace, commit = Ledger._pace, Ledger._commit_fold
 

@@ -20,7 +20,8 @@ from criteria_hpo.results.report import best_table, study_summary
 from criteria_hpo.search.pruning import FoldPruner
 from criteria_hpo.search.search_space import parse_space
 from criteria_hpo.storage.database import open_storage
-from criteria_hpo.storage.ledger import Ledger, LedgerReader
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.storage.ledger_tables import LedgerReader
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2"]
 ODD = '50%25 of? #1 it\'s "Grüße" {x} a@b:c&d'

@@ -198,7 +198,7 @@ Storage = Annotated[str, AfterValidator(_without_password)]
 
 
 class SamplerConfig(Frozen):
-    "The sampler of settings (`search/30_samplers`); TPE, GP and CMA-ES draw the first `n_startup_trials` at random."
+    "The sampler of settings (`search/40_samplers`); TPE, GP and CMA-ES draw the first `n_startup_trials` at random."
 
     type: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
     n_startup_trials: Annotated[int, Field(ge=0)] = 10

@@ -48,11 +48,12 @@ from ..model.memory import SHARE_VARIABLE, gpu_share
 from ..search.dimensions import Dimension
 from ..search.pruning import FoldPruner, patience_line
 from ..search.search_space import largest_batch_size, parse_space, reachable_options
-from ..storage.database import exclusive, impatient
+from ..storage.database import exclusive
 from ..storage.engine import make_engine
 from ..storage.ledger import Ledger
 from ..storage.processes import this_process
 from ..storage.progress import progress_bar
+from ..storage.retries import impatient
 from ..training.cross_validation import with_sizes
 from ..training.epoch import TrainingSetup
 from ..training.metrics import count_pairs

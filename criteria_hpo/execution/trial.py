@@ -22,11 +22,14 @@ from ..config.schema import Config
 from ..core.errors import logger
 from ..model.memory import calculate_gradient_accumulation
 from ..search.dimensions import Dimension
+from ..search.optuna_access import stored_trial, trial_id
 from ..search.pruning import FoldPruner
 from ..search.samplers import make_sampler, sampler_line
 from ..search.search_space import always_and_sometimes, fixed_params, hparams_of, sample
 from ..storage.database import exclusive
-from ..storage.ledger import Lease, Ledger, ReportRow
+from ..storage.leases import Lease
+from ..storage.ledger import Ledger
+from ..storage.ledger_tables import ReportRow
 from ..training.checkpoint import Checkpoints
 from ..training.cross_validation import DoesNotFit, FoldResult, cross_validate, with_sizes
 from ..training.epoch import Diverged, ScoreSoFar, TrainingSetup, Unfinished
@@ -102,7 +105,7 @@ class Account:
     @property
     def stored(self) -> FrozenTrial:
         "The stored trial. Only the holder of the lease writes to it, so it is not read again."
-        return self.trial._cached_frozen_trial
+        return stored_trial(self.trial)
 
     def note(self, name: str, value: Any) -> None:
         "Write an attribute of the trial. Raises `LeaseLost`."
@@ -229,8 +232,8 @@ class Objective:
         else:
             trial = self.study.ask()
             sample(trial, self.space, self.cfg.hpo.default_setting)
-            self.ledger.bind(lease, trial._trial_id)
-        if "slot" not in trial.user_attrs and not trial._cached_frozen_trial.state.is_finished():
+            self.ledger.bind(lease, trial_id(trial))
+        if "slot" not in trial.user_attrs and not stored_trial(trial).state.is_finished():
             trial.set_user_attr("slot", lease.slot)
         return Account(self.cfg, self.study, self.ledger, self.pruner, trial, lease)
 

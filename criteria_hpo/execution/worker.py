@@ -19,8 +19,11 @@ from optuna.trial import TrialState
 
 from ..core.errors import StudyError, UserError, debug_wanted, logger
 from ..core.stopping import Interrupted, StopRequest
+from ..search.optuna_access import stored_trial, trial_id
 from ..storage.database import exclusive
-from ..storage.ledger import HELD, MAX_ATTEMPTS, Lease, LeaseLost, Ledger, LedgerReader
+from ..storage.leases import MAX_ATTEMPTS, Lease, LeaseLost
+from ..storage.ledger import Ledger
+from ..storage.ledger_tables import LedgerReader
 
 # %% ../../nbs/execution/30_worker.ipynb #95bf66f2
 def fail_strays(study: optuna.Study, ledger: Ledger, lease: Lease | None = None) -> int:
@@ -29,10 +32,10 @@ def fail_strays(study: optuna.Study, ledger: Ledger, lease: Lease | None = None)
     slots = ledger.slots(unfinished=True)
     if any(s.trial_id is None and (lease is None or s.token != lease.token) for s in slots):
         return 0
-    strays = [t for t in running if t._trial_id not in {s.trial_id for s in slots}]
+    strays = [t for t in running if trial_id(t) not in {s.trial_id for s in slots}]
     for trial in strays:
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another worker was faster
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     return len(strays)
 
 # %% ../../nbs/execution/30_worker.ipynb #cc032a1a
@@ -45,13 +48,14 @@ def give_up(study: optuna.Study, ledger: Ledger, lease: Lease) -> str:
     reason = f"given up after {MAX_ATTEMPTS} attempts at one fold ({lease.reason or SILENT})"
     state, value = TrialState.FAIL, None
     if lease.trial_id is not None:
-        stored = study._storage.get_trial(lease.trial_id)
+        trial = optuna.trial.Trial(study, lease.trial_id)
+        stored = stored_trial(trial)
         if stored.state.is_finished():
             state, value = stored.state, stored.value
         else:
             with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over since; `ledger.finish` raises `LeaseLost`
-                study._storage.set_trial_user_attr(lease.trial_id, "fail_reason", reason)
-                study._storage.set_trial_state_values(lease.trial_id, TrialState.FAIL)
+                trial.set_user_attr("fail_reason", reason)
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     ledger.finish(lease, state.name, value, reason)
     logger.warning("Slot %d: %s; another trial takes its place", lease.slot, reason)
     return reason
@@ -84,7 +88,7 @@ def attempt(ledger: Ledger, objective: Callable[[Lease], None], lease: Lease) ->
             raise
         return err
     finally:
-        HELD.discard(lease.token)
+        ledger.held.discard(lease.token)
     return None
 
 # %% ../../nbs/execution/30_worker.ipynb #6f65a96c
@@ -145,7 +149,7 @@ def _last_attempt(job: Job, lease: Lease, last: Exception | None) -> bool:
     except LeaseLost:
         return False
     finally:
-        HELD.discard(lease.token)
+        job.ledger.held.discard(lease.token)
     if failed_in_a_row(job.ledger) >= MAX_GIVEN_UP:
         raise _hopeless(last, reason)
     return False

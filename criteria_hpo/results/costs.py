@@ -14,7 +14,9 @@ import pandas as pd
 from ..config.paths import storage_url
 from ..config.schema import Config
 from .report import spell_seconds
-from ..storage.ledger import FoldRow, Ledger
+from ..search.optuna_access import trial_id
+from ..storage.ledger import Ledger
+from ..storage.ledger_tables import FoldRow
 
 # %% ../../nbs/results/60_costs.ipynb #34ec4188
 def short_reason(reason: str) -> str:
@@ -36,7 +38,7 @@ def _spent(rows: list[FoldRow], unfinished: dict[str, Any] | None, whole: float 
 
 def trial_costs(study: optuna.Study, ledger: Ledger) -> pd.DataFrame:
     "Return one row per slot: slot, state, reason, folds, epochs; training, evaluation, other in seconds."
-    noted = {t._trial_id: t.user_attrs for t in study.get_trials(deepcopy=False)}
+    noted = {trial_id(t): t.user_attrs for t in study.get_trials(deepcopy=False)}
     folds, rows = ledger.folds_by_slot(), []
     for slot in ledger.slots():
         mine, attrs = folds.get(slot.slot, []), noted.get(slot.trial_id, {})

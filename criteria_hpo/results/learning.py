@@ -14,7 +14,7 @@ import optuna
 
 from ..core.spelling import spelled
 from ..plotting.plot_data import metric_name
-from ..storage.ledger import FoldRow
+from ..storage.ledger_tables import FoldRow
 from ..training.metrics import constant_scores_of
 
 # %% ../../nbs/results/40_learning.ipynb #ab993e77

@@ -18,7 +18,7 @@ from ..core.spelling import as_overrides
 from ..plotting.plot_data import metric_name
 from .learning import learning_remark
 from ..search.samplers import trial_of_slot
-from ..storage.ledger import FoldRow
+from ..storage.ledger_tables import FoldRow
 
 # %% ../../nbs/results/50_report.ipynb #74556f84
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

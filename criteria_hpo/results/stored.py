@@ -20,7 +20,8 @@ from .learning import learning_remark
 from .looks import kept_results
 from .report import best_overrides, best_table, best_trial, study_summary
 from ..storage.database import open_storage, stored_tables
-from ..storage.ledger import META, Ledger
+from ..storage.ledger import Ledger
+from ..storage.ledger_tables import META
 from ..storage.progress import describe, read_progress
 
 # %% ../../nbs/results/70_stored.ipynb #a0f5ce69
