@@ -69,14 +69,14 @@ def test_a_purge_does_not_reach_into_a_study_that_writes(language, cache, tell):
 
     made = make(rewrite)
     meanwhile = asked[0]
-    assert meanwhile.returncode == 2 and meanwhile.stderr.count("\n") == 1 and "a study is writing them" in meanwhile.stderr
+    assert meanwhile.returncode == 2 and meanwhile.stderr.count("\n") == 1 and "a study is writing" in meanwhile.stderr
     assert made.new == 6 and len(holding(cache)) == 1
     assert {oct(place.stat().st_mode & 0o777) for place in (cache, cache / "variants")} == {"0o700"}
     first, again = command("purge_cache"), command("purge_cache")
     tell("purge_cache", "while a study rewords posts", meanwhile.stderr.strip())
     tell("purge_cache", "afterwards", " ".join(first.stdout.split()))
     assert first.returncode == again.returncode == 0 and not holding(cache)
-    assert "gone:  1 files" in first.stdout and "gone:  0 files" in again.stdout
+    assert "deleted: 1 files" in first.stdout and "deleted: 0 files" in again.stdout
     assert make(reworded).edits == made.edits
 
 

@@ -80,7 +80,7 @@ def test_stopped_it_says_so_in_one_line_and_keeps_what_is_finished(said: dict[st
 def test_worker_goes_on_and_nothing_is_trained_twice(said: dict[str, str], folder: Path) -> None:
     log = (folder / "small" / "study.log").read_text()
     assert "Trial 0 goes on" in log and log.count("Trial 0 fold 1") == 1
-    assert "This worker is done. The study: 2 of 2 done" in said["worker"]
+    assert "This worker has ended. Study: 2 of 2 done" in said["worker"]
     assert [s.outcome for s in Ledger(f"sqlite:///{folder}/small/study.db", "small").slots()].count(None) == 0
 
 
@@ -161,7 +161,7 @@ def test_check_data(folder: Path, pairs: Path) -> None:
 def test_probe(folder: Path) -> None:
     code, out, _ = run(["command=probe", *SMALL], folder)
     assert code == 0 and re.search(r"Physical batch sizes: training \d+, evaluation \d+ \(", out)
-    assert "Memory of training" in out if "GPU 0" in out else "the CPU (no GPU here)" in out and "not probed" in out
+    assert "Memory of training" in out if "GPU 0" in out else "the CPU (no GPU found)" in out and "not probed" in out
 
 
 def test_no_post_text_in_anything_printed_or_kept(said: dict[str, str], trained: tuple[str, str], folder: Path) -> None:
