@@ -18,7 +18,7 @@ from criteria_hpo.execution import trial as objective
 from criteria_hpo.execution.identity import open_study
 from criteria_hpo.execution.study import work
 from criteria_hpo.model.families import tiny_encoder
-from criteria_hpo.results.costs import accounts
+from criteria_hpo.results.costs import costs_by_reason
 from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training.cross_validation import FoldResult
@@ -204,6 +204,6 @@ def test_two_thousand_trials(loop, tell):
     worked = (clock.ends[-1] - clock.ends[0]) / 60
     tell("trials without training", "2,000 trials", f"{minutes:.1f} minutes, {worked:.1f} of them of the processor")
     ledger = Ledger(storage_url(load_config([f"studies_dir={loop.folder}", "hpo.study_name=whole"])), "whole")
-    print(accounts(study, ledger, 5).to_string())
+    print(costs_by_reason(study, ledger, 5).to_string())
     assert len(results(study)) == 2000 and results(loop.run("again", 200)) == results(study, 200)
     assert minutes < 10

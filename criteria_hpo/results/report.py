@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINISHED', 'folds_trained', 'seconds_spent', 'trials_table', 'folds_of_study', 'states_table', 'pruning_savings',
-           'best_trial', 'best_table', 'best_overrides', 'spell_seconds', 'study_summary', 'variants_summary']
+           'best_trial', 'best_table', 'best_overrides', 'format_seconds', 'study_summary', 'variants_summary']
 
 # %% ../../nbs/results/50_report.ipynb #69b40657
 from collections import Counter
@@ -123,7 +123,7 @@ def best_overrides(study: optuna.Study) -> str:
     return as_overrides({name: best.params.get(name) for name in names}) if best else ""
 
 # %% ../../nbs/results/50_report.ipynb #58ab6037
-def spell_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     "Return a duration in its two largest units: `2 d 3 h`, `1 h 12 min`, `4 min 5 s`, `7 s`."
     left, parts = round(seconds), []
     for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -174,7 +174,7 @@ def _first_trial(study: optuna.Study, default: FrozenTrial) -> str:
 # %% ../../nbs/results/50_report.ipynb #f75a1967
 def _cost_line(cost: dict[str, float], seconds: float) -> str:
     "Return a line with folds, time and, if a trial was pruned, the saving."
-    spent = f"Trained {_count(cost['trained'], 'fold')} in {spell_seconds(seconds)}"
+    spent = f"Trained {_count(cost['trained'], 'fold')} in {format_seconds(seconds)}"
     if cost["trained"] == cost["without_pruning"]:
         return f"{spent}."
     return f"{spent}; without pruning it would have been {cost['without_pruning']:,}: {cost['saved_share']:.0%} saved."

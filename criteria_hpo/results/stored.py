@@ -14,7 +14,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError, did_you_mean
 from ..core.spelling import readable
 from ..plotting.plots import save_plots
-from .costs import accounts, in_words
+from .costs import costs_by_reason, costs_summary
 from .learning import learning_remark
 from .looks import kept_results
 from .report import best_overrides, best_table, best_trial, study_summary
@@ -76,10 +76,10 @@ def status_line(cfg: Config) -> str:
 def report_text(cfg: Config, study: optuna.Study) -> str:
     "Return summary, costs by pruning reason, best setting and its overrides as plain text; empty parts are left out."
     ledger = Ledger(storage_url(cfg), study.study_name)
-    costs, folds = accounts(study, ledger, folds_of_trials(study)), ledger.folds()
+    costs, folds = costs_by_reason(study, ledger, folds_of_trials(study)), ledger.folds()
     parts, best = [study_summary(study, folds=folds)], best_table(study)
     if len(costs) > 1:
-        parts.append(f"What it cost (times in seconds)\n{in_words(costs)}\n\n{costs.to_string()}")
+        parts.append(f"What it cost (times in seconds)\n{costs_summary(costs)}\n\n{costs.to_string()}")
     if len(best) and not learning_remark(study, folds):
         line = f"To train it again, behind the words of this study with command=train:\n{best_overrides(study)}"
         parts += [f"Best setting\n{readable(best).to_string()}", line]

@@ -65,7 +65,7 @@ def describe(progress: Progress, n_folds: int) -> str:
     trial = "" if progress.trial is None else f"trial {progress.trial + 1}/{progress.n_trials}, fold {progress.fold}/{n_folds}, "
     if progress.running > 1:
         trial = f"{progress.running} trials under way, "
-    best = "none yet" if progress.best is None else f"{progress.best:.4f}"
+    best = "none yet" if progress.best is None else f"{progress.best:.4f}" if progress.best else "0 (nothing learnt yet)"
     trial = "starting, " if progress.nothing_yet else trial
     return f"{trial}{progress.finished} of {progress.n_trials} done, best {best}"
 

@@ -16,8 +16,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from tqdm.auto import tqdm
 
+from ..core.bars import make_bar
 from ..core.errors import DataError
 from .metrics import METRICS
 
@@ -117,7 +117,7 @@ def out_of_fold(
 ) -> np.ndarray:  # float64 (n_settings, n_pairs)
     "Probabilities of each training pair under each setting, from a model trained without the group of the pair."
     labels, probs = train["label"].to_numpy(), np.full((len(grid), len(train)), np.nan)
-    with tqdm(total=len(splits) * len(grid), desc="TF-IDF baseline", unit="fit", leave=False) as bar:
+    with make_bar(total=len(splits) * len(grid), desc="TF-IDF baseline", unit="fit", leave=False) as bar:
         for rows, held in splits:
             words = learn_words(train.iloc[rows])
             features, others = (pair_features(train.iloc[part], words, shared) for part in (rows, held))
