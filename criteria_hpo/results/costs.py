@@ -15,6 +15,7 @@ from ..config.paths import storage_url
 from ..config.schema import Config
 from .report import format_seconds
 from ..search.optuna_access import trial_id
+from ..search.savings import folds_unpruned, saved_share, stopped_by_pruner
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import FoldRow
 
@@ -54,8 +55,9 @@ def trial_costs(study: optuna.Study, ledger: Ledger) -> pd.DataFrame:
 # %% ../../nbs/results/60_costs.ipynb #fba5b0b8
 def without_pruning(costs: pd.DataFrame, n_folds: int) -> pd.DataFrame:
     "Return `trial_costs` with folds_unpruned and the estimates epochs_unpruned, seconds_unpruned; `n_folds`: of a whole trial."
-    table, stopped = costs.copy(), costs["reason"].ne("") & costs["reason"].ne("diverged") & costs["state"].eq("PRUNED")
-    table["folds_unpruned"] = costs["folds"].where(~stopped, n_folds)
+    table, trials = costs.copy(), list(zip(costs["state"], costs["reason"], costs["folds"]))
+    table["folds_unpruned"] = [folds_unpruned(*trial, n_folds) for trial in trials]
+    stopped = pd.Series([stopped_by_pruner(state, reason) for state, reason, _ in trials], costs.index, dtype=bool)
     seconds = costs["training"] + costs["evaluation"]
     for name, spent in {"epochs": costs["epochs"], "seconds": seconds}.items():
         whole = costs["folds"] > 0
@@ -94,9 +96,9 @@ def costs_summary(table: pd.DataFrame) -> str:
     if total["folds"] == total["folds_unpruned"]:
         return went
     saved = {
-        "folds": 1 - total["folds"] / total["folds_unpruned"],
-        "epochs": 1 - total["epochs"] / max(total["epochs_unpruned"], 1),
-        "time": 1 - worked / max(total["seconds_unpruned"], 1e-9),
+        "folds": saved_share(total["folds"], total["folds_unpruned"]),
+        "epochs": saved_share(total["epochs"], total["epochs_unpruned"]),
+        "time": saved_share(worked, total["seconds_unpruned"]),
     }
     return (
         f"Pruning saved {saved['folds']:.0%} of {total['folds_unpruned']:,.0f} folds, and about {saved['epochs']:.0%} of "

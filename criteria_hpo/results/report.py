@@ -18,6 +18,7 @@ from ..core.spelling import as_overrides
 from ..plotting.plot_data import metric_name
 from .learning import learning_remark
 from ..search.samplers import trial_of_slot
+from ..search.savings import folds_unpruned, saved_share
 from ..storage.ledger_tables import FoldRow
 
 # %% ../../nbs/results/50_report.ipynb #74556f84
@@ -63,8 +64,7 @@ def folds_of_study(study: optuna.Study) -> int:
 
 def _folds_unpruned(trial: FrozenTrial, n_folds: int) -> int:
     "Return the folds that the trial would have trained without a pruner."
-    stopped = trial.state == TrialState.PRUNED and trial.user_attrs.get("prune_reason") != "diverged"
-    return n_folds if stopped else folds_trained(trial)
+    return folds_unpruned(trial.state.name, trial.user_attrs.get("prune_reason", ""), folds_trained(trial), n_folds)
 
 # %% ../../nbs/results/50_report.ipynb #91012a33
 def states_table(
@@ -98,7 +98,7 @@ def pruning_savings(
     "Return the folds that were trained and those that a study without pruning would have trained."
     total = states_table(study, n_folds).loc["all"]
     trained, whole = int(total["folds_trained"]), int(total["folds_without_pruning"])
-    return {"trained": trained, "without_pruning": whole, "saved_share": 1 - trained / whole if whole else 0.0}
+    return {"trained": trained, "without_pruning": whole, "saved_share": saved_share(trained, whole)}
 
 # %% ../../nbs/results/50_report.ipynb #798b0519
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
