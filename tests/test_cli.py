@@ -311,7 +311,7 @@ def test_a_promised_line_runs_on_a_model_in_a_folder(
     assert len(done) == cfg.n_trials == (1 if line == "one" else 2) and all(0 <= trial.value <= 1 for trial in done)
     assert study.user_attrs["identity"]["model"]["model_name"] == str(model)
     loaded = 2 * (line == "nli")  # for the search, and for the refit that the test posts are scored with
-    assert said.err.count("its head has 3 labels; one fresh logit takes its place") == loaded, said.err
+    assert said.err.count("its head has 3 labels and is replaced by a new head with one logit") == loaded, said.err
     if line == "one":
         assert {name: done[0].params[name] for name in ("learning_rate", "classifier_dropout", "focal_gamma")} == {
             "learning_rate": 1e-6,
@@ -328,7 +328,7 @@ def test_a_replaced_nli_head_is_told_on_the_terminal(
 ) -> None:
     words = [f"command={command}", "model=deberta_nli", f"model.model_name={miniatures['nli']}", f"studies_dir={tmp_path}"]
     assert cli.main([*words, *SMOKE]) == 0
-    assert capfd.readouterr().err.count("its head has 3 labels; one fresh logit takes its place") == 1
+    assert capfd.readouterr().err.count("its head has 3 labels and is replaced by a new head with one logit") == 1
 
 
 def test_the_bare_name_shows_the_help_and_starts_nothing(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def load_classifier(cfg: ModelConfig) -> tuple[BERTClassifier, PreTrainedTokeniz
     rows = cast(nn.Embedding, classifier.model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise ModelError(
-            f"model.model_name={cfg.model_name}: its tokenizer has {len(tokenizer)} tokens, its embeddings {rows} rows; "
-            "they are of different models"
+            f"model.model_name={cfg.model_name}: its tokenizer has {len(tokenizer)} tokens, but its embeddings have {rows} rows; "
+            "use the tokenizer and the weights of one model"
         )
     return classifier, tokenizer

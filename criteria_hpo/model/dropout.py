@@ -37,7 +37,7 @@ class Place(NamedTuple):
         else:
             setattr(self.owner, self.name, nn.Dropout(rate) if isinstance(found, nn.Identity) else rate)
 
-
+# %% ../../nbs/model/20_dropout.ipynb #cba7da89
 def _is_dropout(name: str, found: object) -> bool:
     "Whether the attribute `name` with the value `found` is a dropout in one of the three forms."
     named = "drop" in name.lower() and not isinstance(found, bool)
@@ -56,8 +56,8 @@ def dropout_places(model: PreTrainedModel) -> dict[str, list[Place]]:
             roles = [role for role, pattern in patterns.items() if re.fullmatch(pattern, full)]
             if len(roles) != 1:
                 raise ModelError(
-                    f"model.model_name: dropout '{full}' of {model.config.model_type} has {len(roles)} roles "
-                    "in criteria_hpo.model.families.FAMILIES, not one"
+                    f"model.model_name: dropout '{full}' of {model.config.model_type} matches {len(roles)} roles "
+                    "in criteria_hpo.model.families.FAMILIES; it must match exactly one"
                 )
             found[roles[0]].append(Place(module, name))
     return {role: places for role, places in found.items() if places}
@@ -74,7 +74,7 @@ def read_dropout(model: PreTrainedModel) -> dict[str, float]:
     for role, places in dropout_places(model).items():
         values = sorted({place.rate for place in places})
         if len(values) > 1:
-            raise ModelError(f"{model.config.model_type}: no single {role} dropout rate in the model, but {values}")
+            raise ModelError(f"{model.config.model_type}: the {role} dropouts of the model have different rates: {values}")
         rates[role] = values[0]
     return rates
 
@@ -86,7 +86,7 @@ def set_dropout(model: PreTrainedModel, rates: Mapping[str, float]) -> dict[str,
     """
     for role, rate in rates.items():
         if not 0 <= rate < 1:
-            raise ConfigError(f"{role}_dropout={rate}: a dropout rate lies in [0, 1); at 1 no signal is left")
+            raise ConfigError(f"{role}_dropout={rate}: a dropout rate must be in [0, 1)")
     for role, places in dropout_places(model).items():
         if role in rates:
             for place in places:

@@ -21,22 +21,27 @@ from .families import family_of
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     "The encoder's layers, first to last; empty for a family that applies one shared layer many times (ALBERT)."
     path = family_of(model).layers
-    return nn.ModuleList() if path is None else model.base_model.get_submodule(path)
+    layers = nn.ModuleList() if path is None else model.base_model.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList), "the table of families names a list of layers"
+    return layers
+
+# %% ../../nbs/model/15_layers.ipynb #34b89b23
+def _check_keep(model: PreTrainedModel, keep: Sequence[int]) -> None:
+    "Raise a `ModelError` if the encoder cannot be cut to the layers `keep`."
+    kind, n_layers, given = model.config.model_type, len(encoder_layers(model)), f"model.keep_layers={list(keep)}"
+    if list(keep) != (ascending := sorted(set(keep))):
+        raise ModelError(f"{given}: list each layer once, in ascending order: {ascending}")
+    if not keep or min(keep) < 0 or max(keep) >= n_layers:
+        raise ModelError(f"{given}: this {kind} has {n_layers} selectable layers, numbered from 0")
+    if family_of(model).first_layer_fixed and keep[0] != 0:
+        raise ModelError(f"{given}: the first layer of {kind} differs from the others and must be kept; add 0")
 
 # %% ../../nbs/model/15_layers.ipynb #9b5059f4
 def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
-    "Keep only these layers (rising indices from 0) in the model and its config; raises a `ModelError` for an invalid list."
+    "Keep only these layers (ascending indices from 0) in the model and its config; raises a `ModelError` for an invalid list."
+    _check_keep(model, keep)
     family, layers = family_of(model), encoder_layers(model)
-    if list(keep) != (rising := sorted(set(keep))):
-        raise ModelError(f"model.keep_layers={list(keep)}: name each layer once and in the model's order, {rising}")
-    if not keep or min(keep) < 0 or max(keep) >= len(layers):
-        raise ModelError(
-            f"model.keep_layers={list(keep)}: this {model.config.model_type} has {len(layers)} layers to choose from"
-        )
-    if family.first_layer_fixed and keep[0] != 0:
-        raise ModelError(
-            f"model.keep_layers={list(keep)}: the first layer of {model.config.model_type} is unlike the others; begin with 0"
-        )
+    assert family.layers is not None, "a family with selectable layers has a path"
     parent, _, name = family.layers.rpartition(".")
     setattr(model.base_model.get_submodule(parent), name, nn.ModuleList(layers[i] for i in keep))
     for name in family.per_layer:
@@ -51,7 +56,7 @@ def freeze_layers(model: PreTrainedModel, k: int, setting: str = "training.freez
     """
     layers = encoder_layers(model)
     if not 0 <= k <= len(layers):
-        raise ModelError(f"{setting}={k}: this {model.config.model_type} has {len(layers)} layers to freeze")
+        raise ModelError(f"{setting}={k}: this {model.config.model_type} has {len(layers)} layers that can be frozen; lower it")
     model.requires_grad_(True)
     paths = family_of(model).embeddings if k else ()
     known = dict(model.base_model.named_modules())
@@ -63,12 +68,12 @@ def freeze_layers(model: PreTrainedModel, k: int, setting: str = "training.freez
 # %% ../../nbs/model/15_layers.ipynb #f40f27de
 def set_gradient_checkpointing(model: PreTrainedModel, on: bool, setting: str = "training.gradient_checkpointing") -> None:
     "Switch recomputation on or off; raises a `ModelError` that names `setting` if the family lacks support (ALBERT, MPNet)."
-    layers = encoder_layers(model)
-    able = len(layers) > 0 and all(isinstance(layer, GradientCheckpointingLayer) for layer in layers)
-    if on and not able:
+    layers = [layer for layer in encoder_layers(model) if isinstance(layer, GradientCheckpointingLayer)]
+    supported = 0 < len(layers) == len(encoder_layers(model))
+    if on and not supported:
         raise ModelError(
-            f"{setting}: the layers of {model.config.model_type} cannot do gradient checkpointing; leave it at false"
+            f"{setting}: the layers of {model.config.model_type} do not support gradient checkpointing; set it to false"
         )
-    for layer in layers if able else ():
+    for layer in layers if supported else ():
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = on
