@@ -16,7 +16,8 @@ import numpy as np
 
 from ..config.schema import PrunerConfig
 from .simulation import original_rule
-from ..search.pruning import TOP, Brackets, Decide, brackets, decide, signed_rank_p
+from ..search.pruning import TOP, Decide, decide
+from ..search.pruning_rules import Brackets, brackets, signed_rank_p
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #68d95b4f
 @dataclass(frozen=True)

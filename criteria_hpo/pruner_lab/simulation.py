@@ -18,17 +18,8 @@ from plotly.subplots import make_subplots
 
 from ..config.schema import PrunerConfig
 from ..core.figures import Figure
-from criteria_hpo.search.pruning import (
-    TOP,
-    Curve,
-    Decide,
-    brackets,
-    decide,
-    fold_curve,
-    folds_without_improvement,
-    halving_prunes,
-    patience_reference,
-)
+from ..search.pruning import TOP, Decide, decide, folds_without_improvement, patience_reference
+from ..search.pruning_rules import Curve, brackets, fold_curve, halving_prunes
 
 # %% ../../nbs/pruner_lab/20_simulation.ipynb #2f6d5665
 @dataclass(frozen=True)
