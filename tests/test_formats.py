@@ -1,4 +1,4 @@
-"""Tables as people have them, from the file to the cut data of a study; and what is wrong with one, in one line."""
+"""Tables in the forms in which corpora come, from the file to the split data of a study, and their errors in one line each."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from criteria_hpo.config.load import load_config
 from criteria_hpo.config.parameters import config_from_parameters
 from criteria_hpo.data.study_data import Data, load_data
 
-SECRET = "nobody must read this"
+SECRET = "this text is private"
 CRITERIA = {"A.4": "Sleeps badly.", "A.6": "Has no energy."}
 PAIRS = pd.DataFrame(
     [
@@ -28,7 +28,7 @@ POSTS = WIDE.drop(columns=[*CRITERIA])
 
 
 def load(path: Path, frame: pd.DataFrame, *settings: str, sep: str = ",") -> Data:
-    """The cut data of a study with `frame` for its table."""
+    """The split data of a study with `frame` for its table."""
     if path.suffix == ".jsonl":
         frame.to_json(path, orient="records", lines=True)
     else:
@@ -75,7 +75,7 @@ def test_a_blank_cell_is_not_asked_or_no(tmp_path: Path, criteria: Path) -> None
     settings = ["data.layout=wide", f"data.criteria_path={criteria}"]
     data = load(tmp_path / "a.csv", table, *settings)
     assert len(pairs_of(data)) == len(PAIRS) - 4
-    assert data.warnings == (f"{tmp_path}/a.csv: 4 blank cells are no pairs; if they mean no, set data.labels.blank=0",)
+    assert data.warnings == (f"{tmp_path}/a.csv: 4 blank cells are left out; if they mean no, set data.labels.blank=0",)
     no = pairs_of(load(tmp_path / "a.csv", table, *settings, "data.labels.blank=0"))
     assert len(no) == len(PAIRS) and no.label.sum() == PAIRS.label.sum() - WIDE["A.4"][:4].sum()
 
@@ -114,8 +114,8 @@ def test_a_row_for_each_annotator(tmp_path: Path) -> None:
     three.loc[len(PAIRS) * 2 : len(PAIRS) * 2 + 6, "label"] ^= 1
     data = load(tmp_path / "a.csv", three)
     pd.testing.assert_frame_equal(pairs_of(data), PAIRS)
-    said = f"{tmp_path}/a.csv: 60 of 60 pairs have several annotators (3 in all), the majority decides: 7 not unanimous, 0 ties"
-    assert data.warnings == (said,)
+    line = f"{tmp_path}/a.csv: 60 of 60 pairs have several annotators (3 in total), the majority decides: 7 not unanimous, 0 ties"
+    assert data.warnings == (line,)
     two = three[three.annotator != "b"]
     ones = {ties: pairs_of(load(tmp_path / "a.csv", two, f"data.ties={ties}")) for ties in ("positive", "negative", "drop")}
     assert [len(pairs) for pairs in ones.values()] == [60, 60, 53]
@@ -142,11 +142,11 @@ def test_symptoms_in_any_form(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Bad:
-    """A table, settings beside it, and what the one line must say."""
+    """A table, further settings, and the fragments of the error line."""
 
     what: str
     content: str
-    told: tuple[str, ...]
+    fragments: tuple[str, ...]
     settings: tuple[str, ...] = ()
     criteria: dict[str, str] = field(default_factory=lambda: CRITERIA)
 
@@ -160,21 +160,21 @@ BAD = [
     Bad(
         "a post in two parts", f"{LONG},split\n{ROW},test\n{ROW},dev\n", ("row 3: post_id 'p1' has another split than in row 2",)
     ),
-    Bad("an unmapped word", TWO_WORDS, ("row 2: label is text (the column holds Yes, No)", "data.labels='{Yes: 1, No: 0}'")),
+    Bad("an unmapped word", TWO_WORDS, ("row 2: label is text (the column contains Yes, No)", "data.labels='{Yes: 1, No: 0}'")),
     Bad(
         "a word too many",
         TWO_WORDS + f"p9,a,A.4,Sleeps badly.,{SECRET}\n",
-        ("row 6: label is text, which data.labels does not name: add it",),
+        ("row 6: label is text, which is not in data.labels; add it",),
         ("data.labels={Yes: 1, No: 0}",),
     ),
     Bad("a map to 2", TWO_WORDS, ("data.labels.Yes=2: must be 0 or 1 or null",), ("data.labels={Yes: 2}",)),
     Bad(
-        "even votes",
+        "tied votes",
         f"{LONG},annotator\n{ROW},a\n{ROW[:-1]}0,b\n",
-        ("row 2: the votes on its pair are even", "data.ties=positive"),
+        ("row 2: the votes on its pair are tied", "data.ties=positive"),
     ),
     Bad(
-        "an annotator of two minds",
+        "an annotator with two answers",
         f"{LONG},annotator\n{ROW},a\n{ROW[:-1]}0,a\n",
         ("row 3: its annotator gives the pair another",),
     ),
@@ -186,7 +186,7 @@ BAD = [
     ),
     Bad("a 2 in a wide table", SHEET + f"p1,{SECRET},1,2\n", ("a.csv, row 2: A.6 is another number",), AS_WIDE),
     Bad("only ones", SHEET + f"p1,{SECRET},1,\n", ("every cell is 1 or blank; if a blank cell means no",), AS_WIDE),
-    Bad("no such columns", "post_id,post\np1,a\n", ("no column is named like a criterion (A.4, A.6)",), AS_WIDE),
+    Bad("no such columns", "post_id,post\np1,a\n", ("no column has the name of a criterion (A.4, A.6)",), AS_WIDE),
     Bad(
         "one post twice",
         SHEET + f"p1,{SECRET},1,0\np1,{SECRET},0,0\n",
@@ -199,20 +199,25 @@ BAD = [
         ("row 3: post_id 'p1' has another post than in row 2",),
         AS_WIDE,
     ),
-    Bad("a column twice", "post_id,post,A.4,A.4\np1,a,1,0\n", ("column A.4 stands 2 times",), AS_WIDE),
+    Bad("a column twice", "post_id,post,A.4,A.4\np1,a,1,0\n", ("column A.4 occurs 2 times",), AS_WIDE),
     Bad(
         "a strange name",
         f"post_id,post,label\np1,{SECRET},A.44\n",
-        ("row 2: label holds a name that is none of", "did you mean 'A.4'?"),
+        ("row 2: label contains a name that is not a criterion", "did you mean 'A.4'?"),
         AS_JOINED,
     ),
-    Bad("no name at all", f"post_id,post,label\np1,{SECRET},\n", ("a.csv: label names no criterion in any row",), AS_JOINED),
+    Bad(
+        "no name at all", f"post_id,post,label\np1,{SECRET},\n", ("a.csv: label does not name a criterion in any row",), AS_JOINED
+    ),
     Bad("no criteria", SHEET, ("c.csv: no criteria; expected a header criterion_id,criterion",), AS_WIDE, {}),
     Bad("an unknown layout", SHEET, ("data.layout=tall: must be long or wide or joined",), ("data.layout=tall",)),
     Bad(
-        "ties for the demo", "", ("data.ties is set with data=demo; drop it",), ("data=demo", "data.path=null", "data.ties=drop")
+        "ties for the demo",
+        "",
+        ("data.ties has no effect with data=demo; remove it",),
+        ("data=demo", "data.path=null", "data.ties=drop"),
     ),
-    Bad("a separator of its own", "sep=:\n" + LONG, ("a.csv, row 1: sep= names a separator other than , ; | or a tab",)),
+    Bad("a separator of its own", "sep=:\n" + LONG, ("a.csv, row 1: sep= sets an unknown separator (known: , ; | and tab)",)),
 ]
 
 
@@ -224,8 +229,8 @@ def test_is_one_line(bad: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     settings = [*bad.settings, *["data.criteria_path=c.csv"] * ({*AS_WIDE, *AS_JOINED} & {*bad.settings} != set())]
     code = cli.main(["command=check_data", "preset=smoke", "model=tiny", "data=pairs", "data.path=a.csv", *settings])
     out, err = capsys.readouterr()
-    tell("other forms of a table, and what is said", bad.what, err.strip().removeprefix("criteria_hpo: "))
+    tell("other forms of a table and their error lines", bad.what, err.strip().removeprefix("criteria_hpo: "))
     assert code == 2 and not out and SECRET not in err
     assert len(err.strip().splitlines()) == 1 and err.startswith("criteria_hpo: ")
-    for fragment in bad.told:
+    for fragment in bad.fragments:
         assert fragment in err
