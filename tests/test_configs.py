@@ -394,8 +394,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     f"{SPACE}.learning_rte.condition={{aug_enable: true}}": (f"{SPACE}.learning_rte", "did you mean 'learning_rate'"),
     # pruner
     "overrides=hpo.pruner.type=patience hpo.pruner.patience.folds=null": ("hpo.pruner.type=patience", "hpo.pruner.type=none"),
-    "overrides=hpo.pruner.type=patience hpo.pruner.patience.folds=9": ("patience.folds=9 stops no trial", "data.n_folds=5"),
-    "overrides=hpo.pruner.type=patience data.n_folds=3": ("patience.folds=3 stops no trial", "data.n_folds=3"),
+    "overrides=hpo.pruner.type=patience hpo.pruner.patience.folds=9": ("patience.folds=9 never stops a trial", "data.n_folds=5"),
+    "overrides=hpo.pruner.type=patience data.n_folds=3": ("patience.folds=3 never stops a trial", "data.n_folds=3"),
     # warm start
     "hpo.warm_start=nowhere": ("hpo.warm_start=nowhere", "no such study"),
     "hpo.warm_start=nowhere.yaml": ("hpo.warm_start=nowhere.yaml", "no such file (looked in"),

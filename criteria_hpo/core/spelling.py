@@ -8,9 +8,10 @@ __all__ = ['spelled', 'readable', 'as_overrides']
 # %% ../../nbs/core/70_spelling.ipynb #444b857e
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # the settings need this module, and `--help` does not need pandas
+    import pandas as pd
 
 # %% ../../nbs/core/70_spelling.ipynb #1abc5434
 def spelled(value: Any) -> str:
@@ -21,16 +22,14 @@ def spelled(value: Any) -> str:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}".replace("e-0", "e-")
 
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
+# %% ../../nbs/core/70_spelling.ipynb #9d9855f2
+def readable(table: "pd.DataFrame") -> "pd.DataFrame":
     "A copy of the table with every cell as text, for display."
     return table.map(spelled)
 
 # %% ../../nbs/core/70_spelling.ipynb #5f3c453c
 def as_overrides(params: Mapping[str, Any]) -> str:
     "The parameters as exact overrides of `hpo.default_setting`, separated by blanks and valid in any shell."
-
-    def written(value: Any) -> str:
-        return {None: "null", False: "false", True: "true"}[value] if value is None or isinstance(value, bool) else str(value)
-
-    return " ".join(f"hpo.default_setting.{name}={written(value)}" for name, value in params.items())
+    yaml_words = {None: "null", False: "false", True: "true"}
+    words = {k: yaml_words[v] if v is None or isinstance(v, bool) else str(v) for k, v in params.items()}
+    return " ".join(f"hpo.default_setting.{name}={word}" for name, word in words.items())
