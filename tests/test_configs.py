@@ -243,9 +243,9 @@ def test_a_place_may_begin_at_home() -> None:
     [
         ("hpo.pruner.bootstrap_count=12", "hpo.pruner.startup_trials", 12, "never pruned"),
         ("hpo.bootstrap_count=12", "hpo.pruner.startup_trials", 12, "never pruned"),
-        ("hpo.pruner.patience_for_pruning=4", "hpo.pruner.patience.folds", 4, "folds in a row"),
-        ("training.patience_for_pruning=4", "hpo.pruner.patience.folds", 4, "folds in a row"),
-        ("+hpo.patience_for_pruning=null", "hpo.pruner.patience.folds", None, "folds in a row"),
+        ("hpo.pruner.patience_for_pruning=4", "hpo.pruner.patience.folds", 4, "number of consecutive folds"),
+        ("training.patience_for_pruning=4", "hpo.pruner.patience.folds", 4, "number of consecutive folds"),
+        ("+hpo.patience_for_pruning=null", "hpo.pruner.patience.folds", None, "number of consecutive folds"),
     ],
 )
 def test_an_old_key_is_read_and_explained(
@@ -268,7 +268,7 @@ def test_an_old_key_is_explained_to_who_has_set_up_no_logging() -> None:
 def test_settings_of_hydra_itself_are_refused(word: str) -> None:
     with pytest.raises(ConfigError, match=r"^hydra\.|^~hydra\.") as refused:
         load_config([word])
-    assert "studies_dir says where results go" in str(refused.value) and "\n" not in str(refused.value)
+    assert "studies_dir sets the results folder" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_an_old_key_beside_the_new_one() -> None:
