@@ -248,10 +248,10 @@ def test_corrupt_files(tmp_path, untrained, tell):
     for content in (None, b"{", b"\x00\xff", b'{"question": 1}', b"[]", b""):
         for file in tmp_path.glob("batch_size-*.json"):
             file.write_bytes(content)
-        assert vram.remembered({"x": 1}, tmp_path, InventedCard().free_and_total(), probe) == 16
+        assert vram.cached_batch_size({"x": 1}, tmp_path, InventedCard().free_and_total(), probe) == 16
     assert (
         len(probes) == 6
-        and vram.remembered({"x": 1}, tmp_path, InventedCard().free_and_total(), probe) == 16
+        and vram.cached_batch_size({"x": 1}, tmp_path, InventedCard().free_and_total(), probe) == 16
         and len(probes) == 6
     )
     tell("corrupt", "cache of batch sizes, in five ways", "probed and written anew each time")

@@ -13,23 +13,23 @@ import torch
 
 from ..core.errors import ConfigError
 
-# %% ../../nbs/model/50_device.ipynb #345a6453
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
+# %% ../../nbs/model/50_device.ipynb #e571e827
 def pick_device() -> torch.device:
     "The first GPU, with its index, which a memory limit requires; else the CPU."
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
-
+# %% ../../nbs/model/50_device.ipynb #345a6453
 def resolve_precision(device: torch.device, wanted: str) -> str:
     "`fp32`, `bf16` or `fp16` for `training.precision`; raises a `ConfigError` for bf16 on a GPU without bf16."
     if device.type != "cuda":
         return "fp32" if wanted == "auto" else wanted
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == "bf16" and not native:
-        raise ConfigError("training.precision=bf16: this GPU does not compute in bf16; use fp16 or fp32")
+        raise ConfigError("training.precision=bf16: this GPU does not support bf16; use fp16 or fp32")
     return ("bf16" if native else "fp32") if wanted == "auto" else wanted
+
+# %% ../../nbs/model/50_device.ipynb #c5cb17b2
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_for(device: torch.device, precision: str) -> AbstractContextManager:

@@ -20,10 +20,10 @@ from ..model.device import autocast_for, make_scaler, resolve_precision
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     Card,
+    cached_batch_size,
     card_of,
     get_gpu_vram_info,
     probe_max_batch_size,
-    remembered,
 )
 from .optim import accumulation_step, make_optimizer, make_schedule
 
@@ -105,4 +105,4 @@ def _probed(
     }
     step = functools.partial(fullest_moment, cfg, classifier, device, evaluation)
     probe = functools.partial(probe_max_batch_size, step, limit, device=device, card=card)
-    return remembered(question, cache_dir() / "batch_sizes", memory, probe)
+    return cached_batch_size(question, cache_dir() / "batch_sizes", memory, probe)
