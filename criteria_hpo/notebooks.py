@@ -30,7 +30,7 @@ from .core.stopping import Interrupted, stoppable
 from .data.study_data import load_data
 from .execution.worker_pool import cause_of_death
 from .storage.progress import progress_bar
-from .storage.retries import GO_ON
+from .storage.retries import RESUME_HINT
 
 # %% ../nbs/50_notebooks.ipynb #e509b5e4
 def _explain(err: PapermillExecutionError, output: Path) -> BaseException:
@@ -71,7 +71,7 @@ def mark_interrupted(output: Path, why: str) -> str:
         cell.metadata.setdefault("papermill", {})["status"] = "pending"
     cell, notebook.metadata.setdefault("papermill", {})["exception"] = notebook.cells[at], True
     cell.metadata.papermill |= {"status": "interrupted", "exception": True}
-    note = f"**Interrupted in the next cell: {why}.** {GO_ON[0].upper()}{GO_ON[1:]}."
+    note = f"**Interrupted in the next cell: {why}.** {RESUME_HINT[0].upper()}{RESUME_HINT[1:]}."
     notebook.cells.insert(at, nbformat.v4.new_markdown_cell(note, metadata={"tags": [NOTE_TAG]}))
     nbformat.write(notebook, output)
     first_line = next(iter(cell.source.strip().splitlines()), "")
@@ -84,7 +84,7 @@ def _died(output: Path, err: RuntimeError) -> RuntimeError:
     why = str(err) if status is None else f"the kernel died ({cause_of_death(status)})"
     less = "; where memory was short, free some, take fewer workers, or begin a new study with a smaller physical batch"
     killed = less if status == -signal.SIGKILL else ""
-    return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {GO_ON}{killed}")
+    return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {RESUME_HINT}{killed}")
 
 
 def _interrupt_kernels() -> None:

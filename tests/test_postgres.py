@@ -334,9 +334,9 @@ def test_waits_for_a_server_that_is_away(server, tmp_path, tell, seconds):
 
 def hurried_study(words, diary, frozen_in=None):
     """An invented study under short limits, whose process stops itself once: as it claims slot 1, or commits fold 2."""
-    engine.WATCH.update(idle_in_transaction_session_timeout="'20s'", lock_timeout="'2s'")
+    engine.SERVER_LIMITS.update(idle_in_transaction_session_timeout="'20s'", lock_timeout="'2s'")
     rules.LEASE_FLOOR, left = 5.0, [frozen_in]
-    pace, commit = Ledger._pace, Ledger._commit_fold
+    pace, commit = Ledger._measured_pace, Ledger._commit_fold
 
     def freeze(where):
         if left[0] == where:
@@ -359,7 +359,7 @@ def hurried_study(words, diary, frozen_in=None):
             patched.setattr(Ledger, "_fenced", contextlib.contextmanager(stops))
             commit(self, lease, fold, *rest)
 
-    Ledger._pace, Ledger._commit_fold = freeze_in_claim, freeze_in_commit
+    Ledger._measured_pace, Ledger._commit_fold = freeze_in_claim, freeze_in_commit
     invented_study(words, 0.2, diary_path=diary)
 
 

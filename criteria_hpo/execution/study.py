@@ -53,7 +53,7 @@ from ..storage.engine import make_engine
 from ..storage.ledger import Ledger
 from ..storage.processes import this_process
 from ..storage.progress import progress_bar
-from ..storage.retries import impatient
+from ..storage.retries import without_retries
 from ..training.cross_validation import with_sizes
 from ..training.epoch import TrainingSetup
 from ..training.metrics import count_pairs
@@ -265,7 +265,7 @@ def visible_gpus() -> list[str]:
 
 def has_ended_a_trial(ledger: Ledger, pid: int) -> bool:
     "Return whether a process of this machine has completed or pruned a trial; False if the database does not answer at once."
-    with suppress(StudyError), impatient():
+    with suppress(StudyError), without_retries():
         owners = [(slot.boot, slot.pid) for slot in ledger.slots() if slot.outcome in ("COMPLETE", "PRUNED")]
         return (this_process().boot, pid) in owners
     return False

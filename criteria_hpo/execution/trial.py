@@ -25,7 +25,7 @@ from ..search.dimensions import Dimension
 from ..search.optuna_access import stored_trial, trial_id
 from ..search.pruning import FoldPruner
 from ..search.samplers import make_sampler, sampler_line
-from ..search.search_space import always_and_sometimes, fixed_params, hparams_of, sample
+from ..search.search_space import fixed_params, hparams_of, sample, split_by_condition
 from ..storage.database import exclusive
 from ..storage.leases import Lease
 from ..storage.ledger import Ledger
@@ -40,13 +40,13 @@ def slot_sampler(
     cfg: Config, slot: int, space: tuple[Dimension, ...], warm: Sequence[dict[str, Any]] = ()
 ) -> optuna.samplers.BaseSampler:
     "Return the sampler of a slot; `warm`: the settings that follow slot 0."
-    always, _ = always_and_sometimes(space)
+    always, _ = split_by_condition(space)
     return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed_params(slot, space, cfg, warm))
 
 
 def sampler_notice(cfg: Config, space: tuple[Dimension, ...]) -> str | None:
     "Return the log line on parameters that the study's sampler does not model; None if it models all."
-    return sampler_line(cfg.hpo.sampler.type, *always_and_sometimes(space))
+    return sampler_line(cfg.hpo.sampler.type, *split_by_condition(space))
 
 # %% ../../nbs/execution/20_trial.ipynb #858ef71d
 SIZES = ("physical_batch_size", "eval_batch_size")

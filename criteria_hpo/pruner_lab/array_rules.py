@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config.schema import PrunerConfig
 from .simulation import original_rule
-from ..search.pruning import TOP, Decide, decide
+from ..search.pruning import TOP_TRIALS, Decide, decide
 from ..search.pruning_rules import Brackets, brackets, signed_rank_p
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #68d95b4f
@@ -109,7 +109,7 @@ class SearchState:
     def top(self) -> np.ndarray:
         "Return `pruning.top_scores` of each study, shape (studies, folds); NaN if no trial is finished."
         final = np.where(self.finished[:, : self.t], self.studies.values[:, : self.t, -1], -np.inf)
-        order = np.argsort(-final, axis=1, kind="stable")[:, :TOP]
+        order = np.argsort(-final, axis=1, kind="stable")[:, :TOP_TRIALS]
         there = np.take_along_axis(self.finished[:, : self.t], order, axis=1)[..., None]
         return mean_less_error(np.take_along_axis(self.studies.scores[:, : self.t], order[..., None], axis=1), there)
 
@@ -217,7 +217,7 @@ RULES: dict[str, Rule] = {
 
 
 def rules_of(config: PrunerConfig, studies: Studies) -> tuple[int, list[Rule], range]:
-    "Return the first trial that may be stopped, the rules, and the columns in which they apply, like `pruning.is_asked`."
+    "Return the first trial that may be stopped, the rules, and the columns in which they apply, like `pruning.may_prune`."
     rules = [RULES[config.type]] if config.type in RULES else []
     rules += [patience_stops] if config.patience.folds else []
     if config.type == "none" or not rules:

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from ..config.schema import PrunerConfig
 from ..core.figures import Figure
-from ..search.pruning import TOP, Decide, decide, folds_without_improvement, patience_reference
+from ..search.pruning import TOP_TRIALS, Decide, decide, folds_without_improvement, patience_reference
 from ..search.pruning_rules import Curve, brackets, fold_curve, halving_prunes
 
 # %% ../../nbs/pruner_lab/20_simulation.ipynb #2f6d5665
@@ -92,7 +92,7 @@ def chance_of_pruning(
     for _ in range(histories):
         quality, folds = population.settings(n_trials, rng)
         scores = population.scores(quality, folds, rng)
-        best = np.argsort(-scores.mean(axis=1))[:TOP]
+        best = np.argsort(-scores.mean(axis=1))[:TOP_TRIALS]
         reference = patience_reference(kind, [fold_curve(slot, scores[slot].tolist(), True) for slot in best])
         for d, distance in enumerate(distances):
             new = population.scores(np.full(draws, quality[best[0]] - distance), folds, rng).tolist()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReachableOptions', 'parse_space', 'suggest', 'sample', 'hparams_of', 'default_params', 'fit_setting', 'first_changes',
-           'warm_start_settings', 'fixed_params', 'always_and_sometimes', 'largest_batch_size', 'reachable_options',
+           'warm_start_settings', 'fixed_params', 'split_by_condition', 'largest_batch_size', 'reachable_options',
            'check_augmentation']
 
 # %% ../../nbs/search/20_search_space.ipynb #219ca28d
@@ -122,7 +122,7 @@ def fixed_params(slot: int, space: tuple[Dimension, ...], cfg: Config, warm: Seq
     return settings[slot] if slot < len(settings) else {}
 
 # %% ../../nbs/search/20_search_space.ipynb #b20e58a5
-def always_and_sometimes(space: tuple[Dimension, ...]) -> tuple[dict[str, BaseDistribution], list[str]]:
+def split_by_condition(space: tuple[Dimension, ...]) -> tuple[dict[str, BaseDistribution], list[str]]:
     "Return the dimensions that exist in every trial and the names of those that exist in some trials."
     certain: dict[str, Any] = {}
     always: dict[str, BaseDistribution] = {}

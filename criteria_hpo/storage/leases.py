@@ -19,7 +19,7 @@ from .database import lock_key
 from .engine import clock
 from .ledger_tables import FOLDS, SLOTS, LedgerReader
 from .processes import Owner, is_dead, is_me, this_process
-from .retries import patiently
+from .retries import with_retries
 
 # %% ../../nbs/storage/60_leases.ipynb #07a2694f
 LEASE_FLOOR = 300.0
@@ -115,24 +115,24 @@ class LeaseHolder(LedgerReader):
             if lease is None:  # also if a second Ctrl-C ended the claim
                 self.held.discard(token)
 
-    @patiently
+    @with_retries
     def _claim(self, n_trials: int, token: str) -> Lease | None:
         with self.engine.begin() as db:
             if db.dialect.name == "postgresql":  # one claim at a time, as in SQLite's transactions
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key("claim", self.study))))
             now = db.scalar(sa.select(clock(self.engine)))
-            row = self._take(db, token, now)
+            row = self._lock_free_slot(db, token, now)
             number = row.slot if row else self._new_slot(db, n_trials)
             if number is None:
                 return None
             attempts = row.attempts + (row.token != token) if row else 1
-            expected, pace, spent = self._pace(db, number), (row and row.pace) or 0.0, (row and row.seconds) or 0.0
+            expected, pace, spent = self._measured_pace(db, number), (row and row.pace) or 0.0, (row and row.seconds) or 0.0
             lease = Lease(number, token, row and row.trial_id, attempts, row and row.reason, None, pace, expected, spent)
             held = {"token": token, "attempts": attempts, "until": now + lease.length, **asdict(this_process())}
             db.execute(SLOTS.update().where(self._at(number)).values(held))
             return lease
 
-    def _take(self, db: sa.Connection, token: str, now: float) -> sa.Row | None:
+    def _lock_free_slot(self, db: sa.Connection, token: str, now: float) -> sa.Row | None:
         "Return the first slot that may be taken, with its row locked: one whose earlier answer was lost, or a free one."
         unfinished = self._slots().where(SLOTS.c.outcome.is_(None))
         self._cut(db, now)
@@ -166,7 +166,7 @@ class LeaseHolder(LedgerReader):
         db.execute(SLOTS.insert().values(study=self.study, slot=n_slots, attempts=1))
         return n_slots
 
-    def _pace(self, db: sa.Connection, slot: int) -> float:
+    def _measured_pace(self, db: sa.Connection, slot: int) -> float:
         "Return the longest time between two steps in the last slots; 0 while no fold is committed."
         lately = (SLOTS.c.study == self.study) & (SLOTS.c.slot > slot - PACE_SLOTS)
         lately &= sa.exists().where(FOLDS.c.study == self.study)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from .engine import clock
 from .leases import RENEW_SECONDS, Lease, LeaseHolder, LeaseLost
 from .ledger_tables import FOLDS, REPORTS, SLOTS
-from .retries import patiently
+from .retries import with_retries
 
 # %% ../../nbs/storage/70_ledger.ipynb #e13b2e46
 class FencedWriter(LeaseHolder):
@@ -36,7 +36,7 @@ class FencedWriter(LeaseHolder):
                 raise LeaseLost(lease)
             yield db
 
-    @patiently
+    @with_retries
     def _write(self, lease: Lease, **values: Any) -> None:
         "Write values into the lease's slot."
         with self._fenced(lease) as db:
@@ -88,7 +88,7 @@ class Ledger(FencedWriter):
         lease.attempts = 1
         lease.renewed = lease.stepped = time.monotonic()
 
-    @patiently
+    @with_retries
     def _commit_fold(self, lease: Lease, fold: int, score: float, details: dict[str, Any]) -> None:
         row = {"study": self.study, "slot": lease.slot, "fold": fold, "score": score}
         same = sa.and_(*(FOLDS.c[name] == value for name, value in row.items()))
@@ -99,7 +99,7 @@ class Ledger(FencedWriter):
             now["until"] = clock(self.engine) + lease.length
             db.execute(SLOTS.update().where(self._at(lease.slot)).values(now))
 
-    @patiently
+    @with_retries
     def commit_report(self, lease: Lease, step: int, value: float) -> None:
         "Write a report from within a fold."
         here = self._at(lease.slot, REPORTS) & (REPORTS.c.step == step)
@@ -115,7 +115,7 @@ class Ledger(FencedWriter):
         "Store the pruner's decision on a report from within a fold."
         self._decide(lease, REPORTS, REPORTS.c.step == step, decision)
 
-    @patiently
+    @with_retries
     def _decide(self, lease: Lease, table: sa.Table, row: sa.ColumnElement[bool], decision: str) -> None:
         with self._fenced(lease) as db:
             db.execute(table.update().where(self._at(lease.slot, table), row).values(decision=decision))

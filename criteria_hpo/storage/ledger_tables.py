@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from .database import open_tables
 from .engine import reading
-from .retries import patiently
+from .retries import with_retries
 
 # %% ../../nbs/storage/50_ledger_tables.ipynb #b546d229
 META = sa.MetaData()
@@ -97,7 +97,7 @@ class LedgerReader:
     def _slots(self) -> sa.Select:
         return sa.select(SLOTS).where(SLOTS.c.study == self.study).order_by(SLOTS.c.slot)
 
-    @patiently
+    @with_retries
     def slots(self, unfinished: bool = False) -> list[sa.Row]:
         "Return every slot, or every slot whose trial has not ended, in order."
         with reading(self.engine) as db:
@@ -107,7 +107,7 @@ class LedgerReader:
         "Return the committed folds of one slot, or of all slots, in order."
         return [row for rows in self.folds_by_slot(slot).values() for row in rows]
 
-    @patiently
+    @with_retries
     def folds_by_slot(self, slot: int | None = None) -> dict[int, list[FoldRow]]:
         "Return the committed folds by slot, in order, for every slot that has one, or for one slot."
         query, found = sa.select(FOLDS).where(FOLDS.c.study == self.study).order_by(FOLDS.c.slot, FOLDS.c.fold), defaultdict(list)
@@ -116,14 +116,14 @@ class LedgerReader:
                 found[r.slot].append(FoldRow(r.fold, r.score, json.loads(r.details), r.decision))
         return dict(found)
 
-    @patiently
+    @with_retries
     def count_folds(self, slot: int | None = None) -> int:
         "Return the number of committed folds of one slot, or of all slots."
         query = sa.select(sa.func.count()).where(FOLDS.c.study == self.study)
         with reading(self.engine) as db:
             return db.scalar(query if slot is None else query.where(FOLDS.c.slot == slot))
 
-    @patiently
+    @with_retries
     def finished(self) -> tuple[int, float | None]:
         "Return the number of trials that ended without failure, and the highest value of a complete one."
         best = sa.func.max(sa.case((SLOTS.c.outcome == "COMPLETE", SLOTS.c.value)))
@@ -131,7 +131,7 @@ class LedgerReader:
         with reading(self.engine) as db:
             return tuple(db.execute(sa.select(sa.func.count(), best).where(well)).one())
 
-    @patiently
+    @with_retries
     def reports(self, slot: int) -> list[ReportRow]:
         "Return the committed reports from within a slot's folds, in order."
         with reading(self.engine) as db:
