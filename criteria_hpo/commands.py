@@ -151,9 +151,9 @@ def command_probe(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #36850950
 def command_assets(cfg: Config) -> None:
     "Download the language data for augmentation, if it is missing."
-    from criteria_hpo.augmentation.cache import language_places
+    from criteria_hpo.augmentation.cache import ensure_language_data
 
-    print(f"WordNet and part-of-speech tagger: {' and '.join(language_places())}")
+    print(f"WordNet and part-of-speech tagger: {' and '.join(ensure_language_data())}")
 
 # %% ../nbs/40_commands.ipynb #8163c8bd
 def command_purge_cache(cfg: Config) -> None:
@@ -161,20 +161,20 @@ def command_purge_cache(cfg: Config) -> None:
 
     Raises a `DataError` if a file with words of posts stays.
     """
-    from criteria_hpo.augmentation.cache import TEXTS, purge_texts, staying
+    from criteria_hpo.augmentation.cache import VARIANTS_FOLDER, purge_variants, remaining_entries
     from criteria_hpo.core.assets import cache_dir
 
     folder = cache_dir()
     try:
-        n_deleted, size, busy = purge_texts()
+        n_deleted, size, busy = purge_variants()
         print(f"Cache: {folder}")
-        print(f"  deleted: {n_deleted} files with words of posts ({TEXTS}), {size / 1e6:.1f} MB")
-        print("\n".join(f"  kept: {line}" for line in (staying() if folder.is_dir() else [])))
+        print(f"  deleted: {n_deleted} files with words of posts ({VARIANTS_FOLDER}), {size / 1e6:.1f} MB")
+        print("\n".join(f"  kept: {line}" for line in (remaining_entries() if folder.is_dir() else [])))
     except OSError as err:
         raise DataError(f"{err.filename or folder}: cannot be deleted ({err.strerror}); delete it by hand") from None
     if busy:
         raise DataError(
-            f"{folder / TEXTS}: a study is writing {len(busy)} files, which were not deleted; "
+            f"{folder / VARIANTS_FOLDER}: a study is writing {len(busy)} files, which were not deleted; "
             f"run command=purge_cache again once it trains"
         )
 

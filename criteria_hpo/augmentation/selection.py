@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .wording import Protection, Span, evidence_spans, free_spans, sentence_spans
+from .wording import Protection, Span, evidence_spans, replaceable_spans, sentence_spans
 from ..core.seeds import derived_seed
 
 # %% ../../nbs/augmentation/35_selection.ipynb #0156b9b7
@@ -30,7 +30,7 @@ def pair_seed(seed: int, post_id: str, criterion_id: str) -> int:
 # %% ../../nbs/augmentation/35_selection.ipynb #8ae67eae
 def replaceable_counts(post: str, evidence: Sequence[str], protected: Protection) -> dict[Span, int]:
     "Return the number of replaceable words by sentence of the evidence (of the post without evidence), where it is above 0."
-    free, places = free_spans(post, protected), evidence_spans(post, evidence) or [(0, len(post))]
+    free, places = replaceable_spans(post, protected), evidence_spans(post, evidence) or [(0, len(post))]
     sentences = [span for start, end in places for span in sentence_spans(post, start, end)]
     counts = {(start, end): sum(start <= a and b <= end for a, b in free) for start, end in sentences}
     return {span: count for span, count in counts.items() if count}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Span', 'Edit', 'EDGE', 'SENTENCE', 'SIXTY_WORDS', 'CONTENT', 'MISSING', 'FUNCTION_WORDS', 'WORD', 'LETTER',
-           'FREE_WORD', 'ENDING', 'PLAIN', 'ARTICLE', 'apply_edits', 'places', 'evidence_spans', 'sentence_spans',
-           'Protection', 'protection', 'free_spans', 'with_case', 'ending', 'bare', 'fitting', 'article_holds',
-           'edits_between']
+           'REPLACEABLE_WORD', 'ENDING', 'PLAIN', 'ARTICLE', 'apply_edits', 'places', 'evidence_spans',
+           'sentence_spans', 'Protection', 'protection', 'replaceable_spans', 'with_case', 'ending', 'bare', 'fitting',
+           'article_fits', 'edits_between']
 
 # %% ../../nbs/augmentation/20_wording.ipynb #a9cbc51f
 import re
@@ -99,13 +99,15 @@ def protection(terms: Sequence[str]) -> Protection:
 # %% ../../nbs/augmentation/20_wording.ipynb #8fcd9160
 WORD = re.compile(r"[^\W_]+")
 LETTER = r"[^\W\d_\u02b0-\u02ff]"  # without the modifier letters for apostrophes and stress marks
-FREE_WORD = re.compile(rf"(?:^|(?<=[\s(\[\"“—])|(?<=[\s(\[\"“][‘'ʼ])){LETTER}{{2,}}(?=['’ʼ]?[.,;:!?…)\]\"”]*['’ʼ]?(?:[\s—]|$))")
+REPLACEABLE_WORD = re.compile(
+    rf"(?:^|(?<=[\s(\[\"“—])|(?<=[\s(\[\"“][‘'ʼ])){LETTER}{{2,}}(?=['’ʼ]?[.,;:!?…)\]\"”]*['’ʼ]?(?:[\s—]|$))"
+)
 
 
-def free_spans(text: str, keep: Protection, within: Span | None = None) -> list[Span]:
+def replaceable_spans(text: str, keep: Protection, within: Span | None = None) -> list[Span]:
     "Return the spans of the replaceable words; with `within`, only of those that lie entirely in this span."
     start, end = within or (0, len(text))
-    found = (word.span() for word in FREE_WORD.finditer(text) if word.group() not in keep)
+    found = (word.span() for word in REPLACEABLE_WORD.finditer(text) if word.group() not in keep)
     return [(a, b) for a, b in found if start <= a and b <= end]
 
 # %% ../../nbs/augmentation/20_wording.ipynb #ca40952c
@@ -144,7 +146,7 @@ def fitting(old: str, new: str, keep: Protection) -> str | None:
 ARTICLE = re.compile(r"\ban?\s+\Z", re.IGNORECASE)
 
 
-def article_holds(before: str, old: str, new: str) -> bool:
+def article_fits(before: str, old: str, new: str) -> bool:
     "Return whether an article at the end of the text `before` fits `new` as it fits `old`; True without an article."
     return not ARTICLE.search(before) or (old[0] in "aeiouAEIOU") == (new[0] in "aeiouAEIOU")
 
@@ -152,7 +154,7 @@ def article_holds(before: str, old: str, new: str) -> bool:
 def edits_between(post: str, sentence: Span, words: Sequence[str], free: Collection[Span], keep: Protection) -> list[Edit]:
     """Return the edits that put the new `words` into a sentence of the post, where they fit.
 
-    `words`: one word for each run of letters and digits in the sentence; `free`: the `free_spans` of the post.
+    `words`: one word for each run of letters and digits in the sentence; `free`: the `replaceable_spans` of the post.
     Returns [] if the number of words differs.
     """
     start, end = sentence
@@ -160,4 +162,4 @@ def edits_between(post: str, sentence: Span, words: Sequence[str], free: Collect
     if len(words) != len(spans):
         return []
     fits = ((a, b, fitting(post[a:b], new, keep)) for (a, b), new in zip(spans, words) if (a, b) in free)
-    return [(a, b, word) for a, b, word in fits if word and article_holds(post[max(0, a - 9) : a], post[a:b], word)]
+    return [(a, b, word) for a, b, word in fits if word and article_fits(post[max(0, a - 9) : a], post[a:b], word)]
