@@ -52,15 +52,12 @@ def command_check_data(cfg: Config) -> None:
     from criteria_hpo.data.study_data import load_data
 
     data = load_data(cfg)
-    from criteria_hpo.execution.checks import (  # imports torch, which an error in the data does not need
-        check_study,
-        early_remarks,
-    )
+    from criteria_hpo.execution.checks import check_study  # imports torch, which an error in the data does not need
 
-    data = check_study(cfg, data)
+    checked = check_study(cfg, data)
     table, meaning = pairs_table(cfg, data)
     print(f"{len(data.dev):,} pairs for the search, {len(data.test):,} locked pairs for the test")
-    print("\n".join([*early_remarks(data), ""]))
+    print("\n".join([*checked.remarks, ""]))
     print(f"Pairs of the search by criterion\n{table.round(4).to_string()}\n{meaning}\n")
     print(f"Folds\n{fold_table(data.dev, data.folds).round(4).to_string()}\n")
     copies = copies_table(data)

@@ -28,7 +28,7 @@ from .core import errors
 from .core.errors import StudyError, guarded
 from .core.stopping import Interrupted, stoppable
 from .data.study_data import load_data
-from .execution.worker_pool import cause_of_death
+from .execution.worker_pool import describe_exit
 from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
 
@@ -81,7 +81,7 @@ def mark_interrupted(output: Path, why: str) -> str:
 def _died(output: Path, err: RuntimeError) -> RuntimeError:
     "The error for a dead kernel, with its cause, its cell and how to continue; also marks the notebook."
     status = WatchedKernel.exit_status
-    why = str(err) if status is None else f"the kernel died ({cause_of_death(status)})"
+    why = str(err) if status is None else f"the kernel died ({describe_exit(status)})"
     less = "; where memory was short, free some, take fewer workers, or begin a new study with a smaller physical batch"
     killed = less if status == -signal.SIGKILL else ""
     return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {RESUME_HINT}{killed}")
@@ -149,9 +149,9 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
     cfg = config_from_parameters(**{**known, **given})
     load_data(cfg)
     if cfg.augmentation.enable:
-        from criteria_hpo.execution.study import make_variants_apart  # imports torch
+        from criteria_hpo.execution.study import make_variants_in_subprocess  # imports torch
 
-        make_variants_apart(cfg)  # in the launcher, where their bar is visible
+        make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
     output = make_study_dir(cfg) / source.name
     print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0):

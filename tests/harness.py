@@ -208,13 +208,13 @@ def invented_study(words: list[str], seconds: float, board_path: Path | None = N
     url, name = storage_url(cfg), cfg.hpo.study_name
     objective_room.cross_validate = Invented(seconds, diary, LedgerReader(url, name))
     study_room.searchable = lambda space, model: space
-    engine, storage = Ledger(url, name).engine, open_storage(url)
-    with exclusive(engine, name):
+    ledger, storage = Ledger(url, name), open_storage(url)
+    with exclusive(ledger.engine, name):
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     if board_path and diary:
         watch(Board(board_path), diary, cfg)
     with stoppable("asked to stop") as request:
-        return study_room.work(cfg, study, invented_setup(cfg), request)
+        return study_room.run_trials(cfg, study, ledger, invented_setup(cfg), request)
 
 
 def quiet() -> None:

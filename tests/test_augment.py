@@ -35,8 +35,8 @@ from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.core.assets import fetch_asset
 from criteria_hpo.data.study_data import load_data
-from criteria_hpo.execution.identity import open_study
-from criteria_hpo.execution.study import StudyRun, make_variants_apart, work
+from criteria_hpo.execution.identity import open_ledger
+from criteria_hpo.execution.study import make_variants_in_subprocess, open_run, run_trials
 from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.plotting.plots import save_plots
 from criteria_hpo.training import epoch
@@ -407,17 +407,17 @@ def local(cache, folder):
 @pytest.mark.slow
 def test_the_bar_of_the_variants_is_seen(cache, tmp_path, capfd):
     words = [*local(cache, tmp_path), "hpo.search_space.aug_method.choices=[synonym]", "data.max_groups=6"]
-    make_variants_apart(load_config(words))
+    make_variants_in_subprocess(load_config(words))
     said = capfd.readouterr().err
     assert "synonym variants: 100%" in said and "pair/s" in said
-    make_variants_apart(load_config(words))
+    make_variants_in_subprocess(load_config(words))
     assert "variants" not in capfd.readouterr().err, "nothing is left to be made"
 
 
 @pytest.mark.slow
 def test_a_trial_uses_no_network_and_no_nlpaug_and_its_method_is_in_the_plots(cache, tmp_path, monkeypatch):
     cfg = load_config([*local(cache, tmp_path), "hpo.search_space.aug_enable.choices=[true]", "n_trials=4"])
-    run = StudyRun(cfg, load_data(cfg), open_study(cfg, load_data(cfg)))
+    run = open_run(cfg, load_data(cfg), open_ledger(cfg))
     setup = run.setup()
 
     def refuse(*args, **kwargs):
@@ -426,7 +426,7 @@ def test_a_trial_uses_no_network_and_no_nlpaug_and_its_method_is_in_the_plots(ca
     for owner, name in [(socket.socket, "connect"), (naw.SynonymAug, "substitute"), (naw.ContextualWordEmbsAug, "substitute")]:
         monkeypatch.setattr(owner, name, refuse)
     monkeypatch.setattr(augment, "make_rewriter", refuse)
-    assert work(cfg, run.study, setup) == 4
+    assert run_trials(cfg, run.study, run.ledger, setup) == 4
     assert {trial.state.name for trial in run.study.trials} == {"COMPLETE"}
     save_plots(run.study, tmp_path / "plots")
     for plot in ("slice", "parallel_coordinate"):

@@ -61,7 +61,7 @@ def untrained(monkeypatch):
     monkeypatch.setenv("CRITERIA_HPO_PROGRESS", "0")
     monkeypatch.setattr(objective_room, "cross_validate", Invented(0.0))
     monkeypatch.setattr(study_room, "searchable", lambda space, model: space)
-    monkeypatch.setattr(study_room.StudyRun, "setup", lambda run: invented_setup(run.cfg))
+    monkeypatch.setattr(study_room.StudyRun, "setup", lambda run, request: invented_setup(run.cfg))
 
 
 def configured(folder, name, *words):

@@ -188,4 +188,4 @@ def test_a_trial_that_kills_its_worker_is_given_up(tmp_path, tell):
     outcomes = [s.outcome for s in ledger.slots()]
     tell("given up", f"a trial that kills its worker in fold 2: exit codes {codes}", f"{outcomes}: {ledger.slots()[1].reason}")
     assert codes == [-9, -9, -9, 0] and outcomes == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert "without a word" in ledger.slots()[1].reason and len(ledger.folds(1)) == 1
+    assert "without an error message" in ledger.slots()[1].reason and len(ledger.folds(1)) == 1

@@ -11,7 +11,7 @@ from criteria_hpo.config.load import load_config
 from criteria_hpo.config.schema import PatienceConfig, PrunerConfig
 from criteria_hpo.core.errors import ConfigError
 from criteria_hpo.data.study_data import load_data
-from criteria_hpo.execution.identity import open_study
+from criteria_hpo.execution.identity import open_ledger, open_study
 from criteria_hpo.pruner_lab.simulation import Population, simulate_study
 from criteria_hpo.search.pruning import FoldPruner, decide
 from criteria_hpo.search.pruning_rules import Curve, brackets, fold_curve, hyperband_prunes
@@ -159,7 +159,7 @@ def test_the_sampler_sees_every_trial() -> None:
 
 def test_no_study_of_ours_hides_trials(tmp_path) -> None:
     cfg = load_config(["preset=smoke", "model=tiny", f"studies_dir={tmp_path}", "hpo.study_name=seen"])
-    assert not isinstance(open_study(cfg, load_data(cfg)).pruner, optuna.pruners.HyperbandPruner)
+    assert not isinstance(open_study(cfg, load_data(cfg), open_ledger(cfg)).pruner, optuna.pruners.HyperbandPruner)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.data.folds import Fold
 from criteria_hpo.execution import trial as objective
-from criteria_hpo.execution.identity import open_study
-from criteria_hpo.execution.study import work
+from criteria_hpo.execution.identity import open_ledger, open_study
+from criteria_hpo.execution.study import run_trials
 from criteria_hpo.model.families import tiny_encoder
 from criteria_hpo.results.costs import costs_by_reason
 from criteria_hpo.storage.ledger import Ledger
@@ -102,9 +102,10 @@ class Loop:
         with self.patch.context() as patch:
             self._cut(patch, cut_at_fold, cut_before_bind)
             for _ in range(3):
-                study = open_study(cfg, SimpleNamespace(hashes={}))
+                ledger = open_ledger(cfg)
+                study = open_study(cfg, SimpleNamespace(hashes={}), ledger)
                 try:
-                    work(cfg, study, setup)
+                    run_trials(cfg, study, ledger, setup)
                     return study
                 except Cut:
                     continue

@@ -80,7 +80,7 @@ def test_a_worker_keeps_to_the_number_of_its_study(tmp_path, capfd):
     words = [*SMALL, f"studies_dir={tmp_path}", "hpo.study_name=number"]
     assert said(capfd, "command=hpo", *words, "n_trials=2")[0] == 0
     code, out, err = said(capfd, "command=worker", *words, "n_trials=5")
-    assert code == 0 and "2 of 2 done" in out and "n_trials=5 is not taken: study 'number' has 2" in err
+    assert code == 0 and "2 of 2 done" in out and "n_trials=5 is ignored: study 'number' has 2" in err
     manifest = tmp_path / "number" / "manifest.json"
     assert json.loads(manifest.read_text())["config"]["n_trials"] == 2
     assert said(capfd, "command=hpo", *words, "n_trials=3")[0] == 0

@@ -101,7 +101,7 @@ def _run_folds(cfg: Config, data: Data, trained: Trained, request: StopRequest) 
     "Train the folds that are left, with a progress bar. Raises `Interrupted` after a stop request."
     setting, total = cfg.hpo.default_setting, len(data.folds)
     largest = largest_batch_size(parse_space(cfg.hpo.search_space), setting)
-    setup = make_setup(without_space(cfg), data, largest, trained.sizes, reachable_options((), cfg))
+    setup = make_setup(without_space(cfg), data, largest, trained.sizes, reachable_options((), cfg), request=request)
     parts = calculate_gradient_accumulation(setting.batch_size, setup.physical_batch_size)
     logger.info("One setting: %s", setting.log_line(*parts))
     checkpoints = Checkpoints(trained.path.parent / "checkpoints", "train", trained.key, cfg.training.checkpoint)
@@ -147,8 +147,8 @@ def train_setting(cfg: Config, data: Data | None = None) -> Trained:
     `Interrupted` after a stop request.
     """
     check_setting(cfg)
-    data = check_study(without_space(cfg), data)
-    with study_log(cfg, data), stoppable("finishing the running fold, then stopping; once more to stop now") as request:
+    data = check_study(without_space(cfg), data).data
+    with study_log(cfg, data), stoppable("finishing the running fold, then stopping; press Ctrl-C again to stop now") as request:
         trained = read_trained(make_study_dir(cfg) / "train.json", train_key(cfg, data))
         try:
             if len(trained.folds) < len(data.folds):

@@ -129,7 +129,7 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
     """
     if repeats < 1:
         raise ConfigError(f"--repeats={repeats}: must be at least 1; 2 or more tell signal from noise and judge pruners")
-    data, declared, table = check_study(cfg), parse_space(cfg.hpo.search_space), TableFolder(folder)
+    data, declared, table = check_study(cfg).data, parse_space(cfg.hpo.search_space), TableFolder(folder)
     about = same_table(table, about_table(cfg, data, repeats))
     largest = largest_batch_size(declared, cfg.hpo.default_setting)
     setup = make_setup(cfg, data, largest, options=reachable_options(declared, cfg))

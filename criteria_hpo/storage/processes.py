@@ -28,7 +28,7 @@ class Owner:
 
 
 @functools.cache
-def _place() -> tuple[str, str, str]:
+def _machine() -> tuple[str, str, str]:
     "Return host, boot id and PID namespace; without `/proc`, the machine's node number replaces the boot id."
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -37,7 +37,7 @@ def _place() -> tuple[str, str, str]:
         return socket.gethostname(), f"{uuid.getnode():x}", ""
 
 # %% ../../nbs/storage/40_processes.ipynb #f3de9da7
-def _stat(pid: int) -> tuple[float, bool]:
+def _process_stat(pid: int) -> tuple[float, bool]:
     "Return the seconds from boot to process start, independent of clock changes, and whether the process is a zombie."
     if Path("/proc/self/stat").exists():
         try:
@@ -53,7 +53,7 @@ def _stat(pid: int) -> tuple[float, bool]:
 
 def this_process() -> Owner:
     "Return the identity of the calling process."
-    return Owner(*_place(), os.getpid(), _stat(os.getpid())[0])
+    return Owner(*_machine(), os.getpid(), _process_stat(os.getpid())[0])
 
 # %% ../../nbs/storage/40_processes.ipynb #37eed9ac
 def is_me(owner: Owner) -> bool:
@@ -64,21 +64,21 @@ def is_me(owner: Owner) -> bool:
 
 def is_dead(owner: Owner, one_machine: bool = False) -> bool:
     "Return True if the owner is known to be dead, else False. `one_machine`: all workers run on this machine."
-    _, boot, space = _place()
+    _, boot, space = _machine()
     if owner.boot != boot:
         return one_machine
     if owner.space != space:
         return False
     try:
-        started, zombie = _stat(owner.pid)
+        started, zombie = _process_stat(owner.pid)
         return zombie or abs(started - owner.started) > 1.0
     except psutil.NoSuchProcess:
-        return not _is_there(owner.pid)
+        return not _exists(owner.pid)
     except psutil.AccessDenied:
         return False
 
 
-def _is_there(pid: int) -> bool:
+def _exists(pid: int) -> bool:
     "Return whether a process with this number exists, even if it is hidden from this user."
     try:
         os.kill(pid, 0)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..augmentation.study_variants import make_variant_tokens
 from ..config.schema import Config, TrainingConfig
 from ..core.errors import logger
+from ..core.stopping import StopRequest
 from ..data.folds import Fold, refit_fold
 from ..data.study_data import Data, load_data
 from ..data.tokens import tokenise
@@ -78,11 +79,12 @@ def make_setup(
     sizes: tuple[int, int] | None = None,
     options: Options | None = None,
     used: Collection[str] = (),
+    request: StopRequest | None = None,
 ) -> TrainingSetup:
     """Tokens, weights and sizes for every fold; `sizes`: the stored (training, evaluation) sizes of a resumed study.
 
     `options`: the options that a trial may set, checked here and probed at their highest memory use; None: those of `training`.
-    `used`: augmentation methods of stored trials, in addition to those of the search.
+    `used`: augmentation methods of stored trials, in addition to those of the search. `request`: checked while variants are made.
     """
     classifier, tokenizer, device = ready_classifier(cfg)
     training = cfg.training
@@ -90,7 +92,7 @@ def make_setup(
         check_options(classifier.model, options)
         training = heaviest(training, options)
     tokens = tokenise(data.dev, tokenizer, cfg.model.max_length, cfg.model.long_posts)
-    variants = make_variant_tokens(cfg, data.dev, tokens, tokenizer, used)
+    variants = make_variant_tokens(cfg, data.dev, tokens, tokenizer, used, request)
     probed = cfg.model_copy(update={"training": training})
     physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device)
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
