@@ -96,8 +96,8 @@ def reject_space_changes(study: optuna.Study, space: tuple[Dimension, ...]) -> N
         except ValueError:
             raise StudyError(
                 f"study '{study.study_name}' has trials with hpo.search_space.{dimension.name} as {_fixed_properties(old)}, not "
-                f"{_fixed_properties(new)}, and Optuna cannot change that within a study; undo the change, or choose another "
-                f"hpo.study_name for a new study, which hpo.warm_start={study.study_name} starts from the best settings of this one"
+                f"{_fixed_properties(new)}, and Optuna cannot change that within a study; undo the change, or choose "
+                f"another hpo.study_name; hpo.warm_start={study.study_name} starts it from the best settings of this study"
             ) from None
 
 # %% ../../nbs/execution/50_identity.ipynb #9efa7aa7
