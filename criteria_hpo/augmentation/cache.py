@@ -29,7 +29,7 @@ VARIANTS_FOLDER = "variants"
 
 def purge_variants() -> tuple[int, int, list[Path]]:
     "Delete the files with words of posts; return the number deleted, their size in bytes, and the files that are being written."
-    gone, size, busy, folder = 0, 0, [], cache_dir() / VARIANTS_FOLDER
+    n_deleted, size, busy, folder = 0, 0, [], cache_dir() / VARIANTS_FOLDER
     files = [path for path in folder.iterdir() if path.suffix != ".lock"] if folder.is_dir() else []
     for path in sorted(files):
         name = path.name.removeprefix(".").partition(".")[0]
@@ -37,12 +37,12 @@ def purge_variants() -> tuple[int, int, list[Path]]:
             with FileLock(folder / f"{name}.lock", timeout=0):
                 n_bytes = path.stat().st_size
                 path.unlink()
-            gone, size = gone + 1, size + n_bytes
+            n_deleted, size = n_deleted + 1, size + n_bytes
         except Timeout:
             busy.append(path)
         except FileNotFoundError:  # another process has deleted it
             continue
-    return gone, size, busy
+    return n_deleted, size, busy
 
 # %% ../../nbs/augmentation/80_cache.ipynb #9d523987
 def describe_entry(name: str) -> str:
@@ -50,9 +50,9 @@ def describe_entry(name: str) -> str:
     if name == "batch_sizes":
         return "numbers"
     ours = name == "wheels" or name.startswith(("nltk_data-", *(f"{asset}-{kind.version}" for asset, kind in ASSETS.items())))
-    return "downloaded" if ours else "not of this program"
+    return "downloaded" if ours else "not created by criteria_hpo"
 
-
+# %% ../../nbs/augmentation/80_cache.ipynb #275a867b
 def remaining_entries() -> list[str]:
     "Return a line for each cache entry that is not deleted: its name, size in MB and kind."
     lines = []
