@@ -336,16 +336,16 @@ def hurried_study(words, diary, frozen_in=None):
     """An invented study under short limits, whose process stops itself once: as it claims slot 1, or commits fold 2."""
     engine.SERVER_LIMITS.update(idle_in_transaction_session_timeout="'20s'", lock_timeout="'2s'")
     rules.LEASE_FLOOR, left = 5.0, [frozen_in]
-    pace, commit = Ledger._measured_pace, Ledger._commit_fold
+    pace, commit = rules.recent_pace, Ledger._commit_fold
 
     def freeze(where):
         if left[0] == where:
             left[0] = None
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def freeze_in_claim(self, db, slot):
+    def freeze_in_claim(db, study, slot):
         freeze("claim" if slot == 1 else "")
-        return pace(self, db, slot)
+        return pace(db, study, slot)
 
     def freeze_in_commit(self, lease, fold, *rest):
         fenced = Ledger._fenced
@@ -359,7 +359,7 @@ def hurried_study(words, diary, frozen_in=None):
             patched.setattr(Ledger, "_fenced", contextlib.contextmanager(stops))
             commit(self, lease, fold, *rest)
 
-    Ledger._measured_pace, Ledger._commit_fold = freeze_in_claim, freeze_in_commit
+    rules.recent_pace, Ledger._commit_fold = freeze_in_claim, freeze_in_commit
     invented_study(words, 0.2, diary_path=diary)
 
 

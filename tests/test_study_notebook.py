@@ -110,7 +110,7 @@ def test_a_killed_kernel_is_explained_and_the_notebook_says_where(tmp_path):
     last = err.splitlines()[-1]
     assert launcher.returncode == 1 and "Traceback" not in err and "\r" not in err
     assert last.startswith(f"criteria_hpo: {study}/hpo.ipynb: the kernel died (SIGKILL; out of memory?) at cell ")
-    assert ", `run = run_hpo(cfg, corpus)`: finished folds are kept, and the same command goes on; " in last
+    assert ", `run = run_hpo(cfg, corpus)`: finished folds are kept; run the same command again to resume; " in last
     cells = nbformat.read(study / "hpo.ipynb", as_version=4).cells
     states = {cell.source.partition("\n")[0]: cell.metadata.get("papermill", {}).get("status") for cell in cells}
     assert states["corpus = load_data(cfg)"] == "completed" and states["readable(best_table(run.study))"] == "pending"

@@ -7,11 +7,10 @@ __all__ = ['REVISION', 'RetryingStorage', 'lock_key', 'exclusive', 'read_only_co
            'open_storage']
 
 # %% ../../nbs/storage/30_database.ipynb #2ce9988b
-import functools
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ..core.errors import StudyError
 from ..search.optuna_access import optuna_tables, storage_calls
 from criteria_hpo.storage.engine import (
     connect_read_only,
+    database_file,
     database_url,
     engine_options,
     is_writable,
@@ -48,7 +48,7 @@ class RetryingStorage(RDBStorage):
         else:
             set_server_limits(self.engine)
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         "Set a trial's state; also return True if an earlier call whose answer was lost has set it."
         try:
             return super().set_trial_state_values(trial_id, state, values)
@@ -84,22 +84,6 @@ def _file_lock(database: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-# %% ../../nbs/storage/30_database.ipynb #fe220f71
-@contextmanager
-def exclusive(engine: sa.Engine, study: str = "") -> Iterator[None]:
-    "Run the body in one process at a time among those that share the database or, on PostgreSQL, a study in it."
-    if engine.dialect.name == "sqlite":
-        with _file_lock(Path(engine.url.database).resolve()):
-            yield
-        return
-    while (connection := _try_lock(engine, lock_key("exclusive", study))) is None:
-        time.sleep(0.2)
-    try:
-        yield
-    finally:
-        connection.invalidate()  # the server frees the lock with the connection
-        connection.close()
-
 # %% ../../nbs/storage/30_database.ipynb #085c2011
 @with_retries
 def _try_lock(engine: sa.Engine, key: sa.ColumnElement[int]) -> sa.Connection | None:
@@ -114,6 +98,22 @@ def _try_lock(engine: sa.Engine, key: sa.ColumnElement[int]) -> sa.Connection | 
     connection.close()
     return None
 
+# %% ../../nbs/storage/30_database.ipynb #fe220f71
+@contextmanager
+def exclusive(engine: sa.Engine, study: str = "") -> Iterator[None]:
+    "Run the body in one process at a time among those that share the database or, on PostgreSQL, a study in it."
+    if engine.dialect.name == "sqlite":
+        with _file_lock(database_file(engine.url).resolve()):
+            yield
+        return
+    while (connection := _try_lock(engine, lock_key("exclusive", study))) is None:
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        connection.invalidate()  # the server frees the lock with the connection
+        connection.close()
+
 # %% ../../nbs/storage/30_database.ipynb #b201d779
 @contextmanager
 def read_only_connection(url: str) -> Iterator[sa.Connection | None]:
@@ -121,8 +121,8 @@ def read_only_connection(url: str) -> Iterator[sa.Connection | None]:
     parsed = database_url(url)
     if parsed.drivername != "sqlite":
         engine = make_engine(url)
-    elif Path(parsed.database).is_file():
-        engine = sa.create_engine("sqlite://", creator=functools.partial(connect_read_only, parsed.database))
+    elif (file := database_file(parsed)).is_file():
+        engine = sa.create_engine("sqlite://", creator=lambda: connect_read_only(file))
     else:
         yield None
         return
@@ -140,13 +140,6 @@ def stored_tables(url: str) -> set[str]:
         return set(sa.inspect(connection).get_table_names()) if connection else set()
 
 # %% ../../nbs/storage/30_database.ipynb #1cfab3a2
-def _has_tables(url: str, tables: sa.MetaData) -> bool:
-    "Return whether all tables exist; raises `StudyError` if one of them lacks a column."
-    found = _column_names(url, tables.tables)
-    _reject_foreign(found, tables)
-    return set(tables.tables) <= found.keys()
-
-
 @with_retries
 def _column_names(url: str, names: Iterable[str]) -> dict[str, set[str]]:
     "Return the column names of each of these tables that exists."
@@ -154,36 +147,69 @@ def _column_names(url: str, names: Iterable[str]) -> dict[str, set[str]]:
         found = sa.inspect(connection).get_multi_columns(filter_names=list(names)) if connection else {}
     return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
 
-
+# %% ../../nbs/storage/30_database.ipynb #bbebe204
 def _reject_foreign(found: dict[str, set[str]], tables: sa.MetaData) -> None:
     "Raise `StudyError` for a table that lacks a required column of this package or of Optuna."
     for name, table in tables.tables.items():
-        if missing := sorted({column.name for column in table.columns} - found.get(name, {c.name for c in table.columns})):
-            lacks = f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more columns' if len(missing) > 3 else ''}"
+        missing = sorted({column.name for column in table.columns} - found[name]) if name in found else []
+        if missing:
+            more = f" and {len(missing) - 3} more columns" if len(missing) > 3 else ""
             raise StudyError(
-                f"hpo.storage: the table {name} in that database lacks {lacks}: it is another program's, or "
-                f"another version's of this one; name another database by hpo.storage, or go on with that version"
+                f"hpo.storage: the table {name} in that database lacks {', '.join(missing[:3])}{more}: it belongs to another "
+                f"program or to another version of this one; set hpo.storage to another database, or use that version"
             )
+
+
+def _has_tables(url: str, tables: sa.MetaData) -> bool:
+    "Return whether all tables exist; raises `StudyError` if one of them lacks a column."
+    found = _column_names(url, tables.tables)
+    _reject_foreign(found, tables)
+    return set(tables.tables) <= found.keys()
 
 # %% ../../nbs/storage/30_database.ipynb #c80f937f
 def open_tables(url: str, tables: sa.MetaData) -> sa.Engine:
     "Return an engine on the study's database with `tables` in it; raises `StudyError` for an unusable database."
     engine = make_engine(url)
     if engine.dialect.name == "sqlite":
-        _make_folder(Path(engine.url.database).parent)
+        _make_folder(database_file(engine.url).parent)
     if not _has_tables(url, tables):
         with exclusive(engine):
             with_retries(tables.create_all)(engine)
     return engine
 
-# %% ../../nbs/storage/30_database.ipynb #1d1ab6cf
+
+def _make_folder(folder: Path) -> None:
+    "Create the database's folder; raises `StudyError` if that fails."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StudyError(f"hpo.storage: cannot create {folder} ({err.strerror}); name another folder") from None
+
+# %% ../../nbs/storage/30_database.ipynb #7ce51e4f
 REVISION = "alembic_version"
 
 
+@with_retries
+def _has_revision(url: str) -> bool:
+    "Return whether Optuna has recorded the revision of its tables."
+    with read_only_connection(url) as connection:
+        assert connection is not None
+        return bool(connection.exec_driver_sql(f"select count(*) from {REVISION}").scalar())
+
+# %% ../../nbs/storage/30_database.ipynb #3596c90a
+def _version_error(err: Exception) -> StudyError:
+    "Return the error for tables of another Optuna version, with the fix."
+    age = "an older" if "storage upgrade" in str(err) else "a newer"
+    fix = "make a copy, then run: optuna storage upgrade --storage URL" if age == "an older" else "update Optuna"
+    return StudyError(
+        f"hpo.storage: Optuna's tables in that database are of {age} version, which Optuna {optuna.__version__} cannot use; "
+        f"{fix}; or set hpo.storage to another database"
+    )
+
+# %% ../../nbs/storage/30_database.ipynb #1d1ab6cf
 def open_storage(url: str) -> RetryingStorage:
-    "Return Optuna's storage at this URL; one process at a time creates its tables. Waits while the database is away."
-    engine = make_engine(url)
-    tables = optuna_tables()
+    "Return Optuna's storage at this URL; one process at a time creates its tables. Waits while the database is unavailable."
+    engine, tables = make_engine(url), optuna_tables()
     found = _column_names(url, [*tables.tables, REVISION])
     if (REVISION in found) != ("studies" in found):  # no revision yet: another process creates the tables, or they are foreign
         _reject_foreign({"studies": set()} | found, tables)
@@ -195,28 +221,3 @@ def open_storage(url: str) -> RetryingStorage:
             raise _version_error(err) from None
     _reject_foreign(found, tables)
     return storage
-
-
-@with_retries
-def _has_revision(url: str) -> bool:
-    "Return whether Optuna has recorded the revision of its tables, which it writes last."
-    with read_only_connection(url) as connection:
-        return bool(connection.exec_driver_sql(f"select count(*) from {REVISION}").scalar())
-
-
-def _version_error(err: Exception) -> StudyError:
-    "Return the error for tables of another Optuna version, with the remedy."
-    age = "an older" if "storage upgrade" in str(err) else "a newer"
-    mend = "make a copy, then run: optuna storage upgrade --storage URL" if age == "an older" else "update Optuna"
-    return StudyError(
-        f"hpo.storage: Optuna's tables in that database are of {age} version, which Optuna {optuna.__version__} cannot use; "
-        f"{mend}; or name another database by hpo.storage"
-    )
-
-
-def _make_folder(folder: Path) -> None:
-    "Create the database's folder; raises `StudyError` if that fails."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StudyError(f"hpo.storage: {folder} cannot be made ({err.strerror}); name another folder") from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEASE_FLOOR', 'FIRST_LEASE', 'PACE_FACTOR', 'PACE_SLOTS', 'RENEW_SECONDS', 'MAX_ATTEMPTS', 'lease_seconds', 'Lease',
-           'LeaseLost', 'new_token', 'runs_elsewhere', 'LeaseHolder']
+           'LeaseLost', 'new_token', 'is_held_elsewhere', 'new_slot', 'recent_pace', 'shorten_leases', 'LeaseHolder']
 
 # %% ../../nbs/storage/60_leases.ipynb #769d70bf
 import threading
@@ -61,7 +61,7 @@ class Lease:
         return self.spent + time.monotonic() - self.since
 
     @property
-    def length(self) -> float:
+    def duration(self) -> float:
         "The duration of the lease after a renewal, in seconds."
         return max(lease_seconds(self.expected), PACE_FACTOR * self.pace)
 
@@ -88,15 +88,41 @@ def new_token() -> str:
     return _thread_mark(threading.get_native_id()) + uuid.uuid4().hex[8:]
 
 # %% ../../nbs/storage/60_leases.ipynb #52f7cbb6
-def runs_elsewhere(token: str) -> bool:
+def is_held_elsewhere(token: str) -> bool:
     "Return whether the token belongs to another live thread of this process."
-    others = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id(), None}
-    return token[:8] in map(_thread_mark, others)
+    ids = [thread.native_id for thread in threading.enumerate() if thread.native_id is not None]
+    others = {_thread_mark(thread_id) for thread_id in ids} - {_thread_mark(threading.get_native_id())}
+    return token[:8] in others
 
-# %% ../../nbs/storage/60_leases.ipynb #cb6ddeb7
+# %% ../../nbs/storage/60_leases.ipynb #66ba6ad0
 MAX_ATTEMPTS = 3
 
 
+def new_slot(db: sa.Connection, study: str, n_trials: int) -> int | None:
+    "Create a slot and return its number, or None if `n_trials` slots hold a trial that has not failed."
+    failed = sa.func.coalesce(sa.func.sum(sa.case((SLOTS.c.outcome == "FAIL", 1), else_=0)), 0)
+    n_slots, n_failed = db.execute(sa.select(sa.func.count(), failed).where(SLOTS.c.study == study)).one()
+    if n_slots - n_failed >= n_trials:
+        return None
+    db.execute(SLOTS.insert().values(study=study, slot=n_slots, attempts=1))
+    return n_slots
+
+# %% ../../nbs/storage/60_leases.ipynb #8b56b323
+def recent_pace(db: sa.Connection, study: str, slot: int) -> float:
+    "Return the longest time between two steps in the last slots, in seconds; 0 while no fold is committed."
+    recent = (SLOTS.c.study == study) & (SLOTS.c.slot > slot - PACE_SLOTS)
+    recent &= sa.exists().where(FOLDS.c.study == study)
+    return db.scalar(sa.select(sa.func.max(SLOTS.c.pace)).where(recent)) or 0.0
+
+# %% ../../nbs/storage/60_leases.ipynb #0859976f
+def shorten_leases(db: sa.Connection, study: str, now: float) -> None:
+    "Shorten leases that exceed the maximum duration because the clock was set back; `now`: on the workers' shared clock."
+    longest = db.scalar(sa.select(sa.func.max(SLOTS.c.pace)).where(SLOTS.c.study == study)) or 0.0
+    until = now + max(FIRST_LEASE, LEASE_FLOOR, PACE_FACTOR * longest)
+    wrong = (SLOTS.c.study == study) & SLOTS.c.outcome.is_(None) & (SLOTS.c.until > until)
+    db.execute(SLOTS.update().where(wrong).values(until=until))
+
+# %% ../../nbs/storage/60_leases.ipynb #cb6ddeb7
 class LeaseHolder(LedgerReader):
     "Claims slots of a study for the workers of this object; `held`: the tokens of the leases that they hold."
 
@@ -120,22 +146,23 @@ class LeaseHolder(LedgerReader):
         with self.engine.begin() as db:
             if db.dialect.name == "postgresql":  # one claim at a time, as in SQLite's transactions
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key("claim", self.study))))
-            now = db.scalar(sa.select(clock(self.engine)))
+            now = db.execute(sa.select(clock(self.engine))).scalar_one()
             row = self._lock_free_slot(db, token, now)
-            number = row.slot if row else self._new_slot(db, n_trials)
+            number = row.slot if row else new_slot(db, self.study, n_trials)
             if number is None:
                 return None
-            attempts = row.attempts + (row.token != token) if row else 1
-            expected, pace, spent = self._measured_pace(db, number), (row and row.pace) or 0.0, (row and row.seconds) or 0.0
-            lease = Lease(number, token, row and row.trial_id, attempts, row and row.reason, None, pace, expected, spent)
-            held = {"token": token, "attempts": attempts, "until": now + lease.length, **asdict(this_process())}
+            lease = Lease(number, token, expected=recent_pace(db, self.study, number))
+            if row is not None:
+                lease.trial_id, lease.reason, lease.attempts = row.trial_id, row.reason, row.attempts + (row.token != token)
+                lease.pace, lease.spent = row.pace or 0.0, row.seconds or 0.0
+            held = {"token": token, "attempts": lease.attempts, "until": now + lease.duration, **asdict(this_process())}
             db.execute(SLOTS.update().where(self._at(number)).values(held))
             return lease
 
     def _lock_free_slot(self, db: sa.Connection, token: str, now: float) -> sa.Row | None:
         "Return the first slot that may be taken, with its row locked: one whose earlier answer was lost, or a free one."
         unfinished = self._slots().where(SLOTS.c.outcome.is_(None))
-        self._cut(db, now)
+        shorten_leases(db, self.study, now)
         for row in sorted(db.execute(unfinished), key=lambda r: r.token != token):
             if row.token == token or self._is_free(row, now):
                 locked = unfinished.where(SLOTS.c.slot == row.slot).with_for_update(skip_locked=True)
@@ -144,30 +171,8 @@ class LeaseHolder(LedgerReader):
                     return fresh
         return None
 
-    def _cut(self, db: sa.Connection, now: float) -> None:
-        "Shorten leases that exceed the maximum duration because the clock was set back."
-        longest = db.scalar(sa.select(sa.func.max(SLOTS.c.pace)).where(SLOTS.c.study == self.study)) or 0.0
-        until = now + max(FIRST_LEASE, LEASE_FLOOR, PACE_FACTOR * longest)
-        wrong = (SLOTS.c.study == self.study) & SLOTS.c.outcome.is_(None) & (SLOTS.c.until > until)
-        db.execute(SLOTS.update().where(wrong).values(until=until))
-
     def _is_free(self, row: sa.Row, now: float) -> bool:
         "Return whether an unfinished slot may be taken: expired lease, dead owner, or left unfinished by this process."
         owner = Owner(row.host, row.boot, row.space, row.pid, row.started)
-        left = row.token not in self.held and is_me(owner) and not runs_elsewhere(row.token)
+        left = row.token not in self.held and is_me(owner) and not is_held_elsewhere(row.token)
         return row.until < now or left or is_dead(owner, one_machine=self.engine.dialect.name == "sqlite")
-
-    def _new_slot(self, db: sa.Connection, n_trials: int) -> int | None:
-        "Create a slot and return its number, or None if `n_trials` slots hold a trial that has not failed."
-        failed = sa.func.coalesce(sa.func.sum(sa.case((SLOTS.c.outcome == "FAIL", 1), else_=0)), 0)
-        n_slots, n_failed = db.execute(sa.select(sa.func.count(), failed).where(SLOTS.c.study == self.study)).one()
-        if n_slots - n_failed >= n_trials:
-            return None
-        db.execute(SLOTS.insert().values(study=self.study, slot=n_slots, attempts=1))
-        return n_slots
-
-    def _measured_pace(self, db: sa.Connection, slot: int) -> float:
-        "Return the longest time between two steps in the last slots; 0 while no fold is committed."
-        lately = (SLOTS.c.study == self.study) & (SLOTS.c.slot > slot - PACE_SLOTS)
-        lately &= sa.exists().where(FOLDS.c.study == self.study)
-        return db.scalar(sa.select(sa.func.max(SLOTS.c.pace)).where(lately)) or 0.0

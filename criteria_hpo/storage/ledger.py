@@ -63,7 +63,7 @@ class FencedWriter(LeaseHolder):
             lease.fold = fold
         lease.step()
         if lease.stepped - lease.renewed >= RENEW_SECONDS:
-            self._write(lease, until=clock(self.engine) + lease.length, pace=lease.pace, fold=fold, share=share)
+            self._write(lease, until=clock(self.engine) + lease.duration, pace=lease.pace, fold=fold, share=share)
             lease.renewed = lease.stepped = time.monotonic()
 
     def release(self, lease: Lease, reason: str | None = None) -> None:
@@ -95,8 +95,15 @@ class Ledger(FencedWriter):
         with self._fenced(lease) as db:
             if not db.scalar(sa.select(sa.func.count()).where(same)):
                 db.execute(FOLDS.insert().values(**row, details=json.dumps(details)))
-            now = {"fold": fold, "share": 1.0, "attempts": 1, "reason": None, "pace": lease.pace, "seconds": lease.seconds}
-            now["until"] = clock(self.engine) + lease.length
+            now: dict[str, Any] = {
+                "fold": fold,
+                "share": 1.0,
+                "attempts": 1,
+                "reason": None,
+                "pace": lease.pace,
+                "seconds": lease.seconds,
+            }
+            now["until"] = clock(self.engine) + lease.duration
             db.execute(SLOTS.update().where(self._at(lease.slot)).values(now))
 
     @with_retries

@@ -110,7 +110,8 @@ class LedgerReader:
     @with_retries
     def folds_by_slot(self, slot: int | None = None) -> dict[int, list[FoldRow]]:
         "Return the committed folds by slot, in order, for every slot that has one, or for one slot."
-        query, found = sa.select(FOLDS).where(FOLDS.c.study == self.study).order_by(FOLDS.c.slot, FOLDS.c.fold), defaultdict(list)
+        query = sa.select(FOLDS).where(FOLDS.c.study == self.study).order_by(FOLDS.c.slot, FOLDS.c.fold)
+        found: dict[int, list[FoldRow]] = defaultdict(list)
         with reading(self.engine) as db:
             for r in db.execute(query if slot is None else query.where(FOLDS.c.slot == slot)):
                 found[r.slot].append(FoldRow(r.fold, r.score, json.loads(r.details), r.decision))
@@ -121,15 +122,16 @@ class LedgerReader:
         "Return the number of committed folds of one slot, or of all slots."
         query = sa.select(sa.func.count()).where(FOLDS.c.study == self.study)
         with reading(self.engine) as db:
-            return db.scalar(query if slot is None else query.where(FOLDS.c.slot == slot))
+            return db.execute(query if slot is None else query.where(FOLDS.c.slot == slot)).scalar_one()
 
     @with_retries
     def finished(self) -> tuple[int, float | None]:
         "Return the number of trials that ended without failure, and the highest value of a complete one."
         best = sa.func.max(sa.case((SLOTS.c.outcome == "COMPLETE", SLOTS.c.value)))
-        well = (SLOTS.c.study == self.study) & SLOTS.c.outcome.is_not(None) & (SLOTS.c.outcome != "FAIL")
+        ended = (SLOTS.c.study == self.study) & SLOTS.c.outcome.is_not(None) & (SLOTS.c.outcome != "FAIL")
         with reading(self.engine) as db:
-            return tuple(db.execute(sa.select(sa.func.count(), best).where(well)).one())
+            done, value = db.execute(sa.select(sa.func.count(), best).where(ended)).one()
+        return done, value
 
     @with_retries
     def reports(self, slot: int) -> list[ReportRow]:
