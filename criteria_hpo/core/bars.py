@@ -44,7 +44,7 @@ def is_redrawn(stream: TextIO) -> bool:
     "Whether output to the stream can be overwritten: a terminal, or the output of a notebook."
     return stream.isatty() or type(stream).__module__.startswith("ipykernel")
 
-
+# %% ../../nbs/core/60_bars.ipynb #53028b9a
 def make_bar(**options: Any) -> tqdm:
     "tqdm's bar if stderr is a terminal or a notebook, else `Lines`; silent with `CRITERIA_HPO_PROGRESS=0`."
     if os.environ.get("CRITERIA_HPO_PROGRESS") == "0":

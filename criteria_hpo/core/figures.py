@@ -38,7 +38,7 @@ def page(figure: Figure, name: str, height: str = "100%") -> str:
     "The figure as an HTML page that loads `LIBRARY` from its own folder; `name`: id of its element, `height`: in CSS units."
     return figure.to_html(config={**LOCAL}, include_plotlyjs="directory", div_id=name, default_height=height)
 
-
+# %% ../../nbs/core/50_figures.ipynb #c4e18436
 def figures_folder(folder: Path) -> Path:
     "The folder, created if needed, with plotly's library in it. Raises `OSError` if it cannot be written."
     library, script = get_plotlyjs().encode(), folder / LIBRARY

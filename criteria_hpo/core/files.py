@@ -25,7 +25,7 @@ def drafted(path: Path) -> Iterator[Path]:
     finally:
         draft.unlink(missing_ok=True)
 
-
+# %% ../../nbs/core/20_files.ipynb #b0e47e0c
 def write_whole(path: Path, content: str | bytes) -> Path:
     "Write `content` (text as UTF-8) to `path` atomically and return `path`. Raises `OSError`, and then keeps the old file."
     with drafted(path) as draft:
