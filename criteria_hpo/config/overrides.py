@@ -22,15 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
-from criteria_hpo.core.errors import (
-    DEBUG_VARIABLE,
-    ConfigError,
-    StudyError,
-    did_you_mean,
-    logger,
-    permitted,
-    schema_at,
-)
+from ..core.errors import DEBUG_VARIABLE, ConfigError, StudyError, did_you_mean, logger, permitted, schema_at
 
 # %% ../../nbs/config/20_overrides.ipynb #e74cd5fd
 def safe_url(url: str) -> str:

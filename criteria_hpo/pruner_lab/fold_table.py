@@ -34,9 +34,6 @@ class EpochRow(NamedTuple):
     seconds: float
     scoring: float
 
-
-TYPES = (int, int, int, int, float, float, float, float)
-
 # %% ../../nbs/pruner_lab/10_fold_table.ipynb #6b4ca934
 def as_csv(rows: Sequence[Sequence[Any]]) -> str:
     "Return lines of CSV; floats have six significant digits."
@@ -44,6 +41,9 @@ def as_csv(rows: Sequence[Sequence[Any]]) -> str:
     cells = ([f"{c:.6g}" if isinstance(c, float) else c for c in row] for row in rows)
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
+
+# %% ../../nbs/pruner_lab/10_fold_table.ipynb #9d43aae1
+TYPES = (int, int, int, int, float, float, float, float)
 
 
 def read_epochs(path: Path) -> list[EpochRow]:
@@ -163,9 +163,7 @@ def load_table(folder: str | Path, repeats: int | None = None) -> FoldTable:
     "Return the table of all completely recorded settings in the first `repeats` (None: all); raise a `StudyError` without any."
     path = Path(folder)
     if not (path / "about.json").is_file():
-        raise StudyError(
-            f"{path}: holds no recorded table; record one with python -m criteria_hpo.pruner_lab.record --out FOLDER"
-        )
+        raise StudyError(f"{path}: not a recorded table; record one with python -m criteria_hpo.pruner_lab.record --out FOLDER")
     about = json.loads((path / "about.json").read_text(encoding="utf-8"))
     each = (repeats or about["repeats"], about["n_folds"], about["epochs"])
     rows = [row for row in read_epochs(path / "folds.csv") if row.repeat < each[0]]

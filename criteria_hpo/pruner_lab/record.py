@@ -117,18 +117,19 @@ def same_table(table: TableFolder, about: dict[str, Any]) -> dict[str, Any]:
     kept = table.about or now
     if changes := differences(kept | {"repeats": now["repeats"]}, now):
         raise StudyError(
-            f"{table.folder}: holds a table of other settings ({next(iter(changes.values()))}); take them back or name another"
+            f"{table.folder}: holds a table of other settings ({next(iter(changes.values()))}); undo the change, or name another"
+            " folder"
         )
     return now
 
 # %% ../../nbs/pruner_lab/80_record.ipynb #6551ef9c
 def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
-    """Records `cfg.n_trials` random settings into `folder`, or goes on where it stopped.
+    """Records `cfg.n_trials` random settings into `folder`, or resumes a recording.
 
     Each fold is written before the next one starts. Raises a `StudyError` if `folder` holds a table of other settings.
     """
     if repeats < 1:
-        raise ConfigError(f"--repeats={repeats}: must be at least 1; 2 or more tell signal from noise and judge pruners")
+        raise ConfigError(f"--repeats={repeats}: must be at least 1, and at least 2 to compare pruners")
     data, declared, table = check_study(cfg).data, parse_space(cfg.hpo.search_space), TableFolder(folder)
     about = same_table(table, about_table(cfg, data, repeats))
     largest = largest_batch_size(declared, cfg.hpo.default_setting)
@@ -147,7 +148,9 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
 # %% ../../nbs/pruner_lab/80_record.ipynb #8bd4eef5
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line of this module and return its exit status."
-    parser = argparse.ArgumentParser(prog="python -m criteria_hpo.pruner_lab.record", description=record.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m criteria_hpo.pruner_lab.record", description=(record.__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--out", required=True, help="folder of the table")
     parser.add_argument("--params", help="YAML file with the parameters of a study; n_trials is the number of settings")
     parser.add_argument("--repeats", type=int, default=2, help="repeats of cross-validation, each with fresh folds and seeds")
