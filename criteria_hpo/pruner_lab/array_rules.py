@@ -168,7 +168,7 @@ def forgiving_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarra
     "Array form of `forgiving_prunes`."
     k = state.studies.folds[column]
     with np.errstate(invalid="ignore"):
-        return np.asarray((k > 0) & (state.studies.means[:, state.t, k - 1] < state.incumbent().min(axis=1)))
+        return (k > 0) & (state.studies.means[:, state.t, k - 1] < state.incumbent().min(axis=1))
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #38b41acb
 def wilcoxon_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray, column: int) -> np.ndarray:
@@ -193,7 +193,7 @@ def patience_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray
     else:
         reference = (state.top() if patience.reference == "top" else state.incumbent())[:, :k]
     with np.errstate(invalid="ignore"):
-        return (scores <= reference)[:, k - patience.folds :].all(axis=1)
+        return np.all((scores <= reference)[:, k - patience.folds :], axis=1)
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #eedaed46
 def original_rule_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray, column: int) -> np.ndarray:
