@@ -394,32 +394,35 @@ CASES = [
         "negatives only", "a.csv", good(label=0), ("a.csv: all 24 pairs have label 0; training needs both", "data.columns.label")
     ),
     Case(
-        "one group", "a.csv", good(group_id="ann"), ("a.csv: no test split", "data.test_fraction", "1 group; add posts of other")
+        "one group",
+        "a.csv",
+        good(group_id="ann"),
+        ("a.csv: the corpus cannot be split into dev and test", "data.test_fraction", "1 group; add posts of other"),
     ),
     Case(
         "two groups in two folds",
         "a.csv",
         good(group_id=["ann", "bea"] * 12, post_id=[f"q{row}" for row in range(24)], label=[0, 0, 1, 1] * 6),
-        ("a.csv: what is left to train on", "training.early_stopping.fraction", "1 group; add posts of other groups"),
+        ("a.csv: the training part of a fold cannot be split", "training.early_stopping.fraction", "1 group; add posts of other"),
         ("data.n_folds=2", "data.test_fraction=0", "hpo.pruner.max_resource=null"),
     ),
     Case(
         "one group left for five folds",
         "a.csv",
         good(group_id=[f"g{row // 8}" for row in range(24)]),
-        ("a.csv: groups that are left for the search: 1, too few for data.n_folds=5; add posts of other groups",),
+        ("a.csv: the dev split has 1 group, too few for data.n_folds=5; add posts of other groups",),
     ),
     Case(
         "fewer groups than folds",
         "a.csv",
         good(group_id=[f"g{r // 2 % 5}" for r in range(24)]),
-        ("a.csv: groups that are left for the search: 3, too few for data.n_folds=5; lower data.n_folds to 3",),
+        ("a.csv: the dev split has 3 groups, too few for data.n_folds=5; lower data.n_folds to 3",),
     ),
     Case(
         "an author of three quarters",
         "a.csv",
         good(group_id=["big"] * 18 + [f"g{r // 2}" for r in range(6)]),
-        ("of data.n_folds=2 would be scored on ", "group 'big' alone holds ", "leave its group_id blank if it is no author"),
+        ("of data.n_folds=2 would be scored on ", "group 'big' alone has ", "leave its group_id blank if it is not an author"),
         ("data.n_folds=2", "data.test_fraction=0", "hpo.pruner.max_resource=null"),
     ),
     Case(
@@ -438,13 +441,13 @@ CASES = [
         "a test of one group in the file's split",
         "a.csv",
         good(split=[["train", "test"][r // 2 == 4] for r in range(24)]),
-        ("a.csv: the test split holds 1 group, too few", "data.columns.split=null"),
+        ("a.csv: the test split has 1 group, too few for a confidence", "data.columns.split=null"),
     ),
     Case(
         "other folds than data.n_folds in the file's split",
         "a.csv",
         good(split=[f"fold{r // 2 % 3}" for r in range(24)]),
-        ("a.csv: the file names 3 folds, and data.n_folds is 5; set data.n_folds=3",),
+        ("a.csv: the file names 3 folds, but data.n_folds is 5; set data.n_folds=3",),
     ),
     Case(
         "a fold without positives",

@@ -6,13 +6,12 @@
 __all__ = ['KEPT', 'CUT', 'POSITIVE', 'pair_lengths', 'data_table', 'data_figure', 'data_picture', 'near_copies']
 
 # %% ../../nbs/data/50_profile.ipynb #801d15f4
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure as MatplotlibFigure
 from plotly.graph_objects import Bar
 from plotly.subplots import make_subplots
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -23,7 +22,7 @@ from ..core.figures import Figure
 from ..inputs.pairs import summarise_pairs
 
 # %% ../../nbs/data/50_profile.ipynb #590f01b4
-def pair_lengths(pairs: pd.DataFrame, tokenizer: Callable[..., Any]) -> np.ndarray:
+def pair_lengths(pairs: pd.DataFrame, tokenizer: Any) -> np.ndarray:
     """Return the tokens of every pair before truncation: int64 (rows,). `tokenizer` is a Hugging Face tokenizer."""
 
     def count(texts: pd.Series) -> pd.Series:
@@ -64,8 +63,9 @@ def _bars(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, float, np.n
     counts, _ = np.histogram(lengths, edges)
     return edges[:-1], width, counts, [KEPT if edge <= max_length else CUT for edge in edges[:-1]]
 
-
+# %% ../../nbs/data/50_profile.ipynb #e3f58a42
 def _titles(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> tuple[str, str]:
+    """Return the titles of the two panels: the share of cut pairs and tokens, and the share of positives."""
     table = data_table(pairs, lengths, max_length).loc["total"]
     cut = f"{table.cut_pairs:.1%} of the pairs are longer than {max_length} and lose {table.cut_tokens:.1%} of all tokens"
     return cut, f"{table.share:.1%} of {int(table.pairs):,} pairs are positive"
@@ -89,7 +89,7 @@ def data_picture(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> b
     """Return lengths and class balance as a PNG; criteria are named if there are at most 40."""
     edges, width, counts, colours = _bars(lengths, max_length)
     balance = summarise_pairs(pairs).drop("total").sort_values("share")
-    picture = Picture(figsize=(12, 4.5), layout="constrained")
+    picture = MatplotlibFigure(figsize=(12, 4.5), layout="constrained")
     left, right = picture.subplots(1, 2)
     left.bar(edges, counts, width, align="edge", color=colours)
     left.set(xlabel="tokens of a pair", ylabel="pairs")

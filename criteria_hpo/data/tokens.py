@@ -82,10 +82,10 @@ def _tokenise_chunk(chunk: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max
     kinds = [kind for kind in ("input_ids", "token_type_ids") if kind in encoded]
     for row in np.flatnonzero(cut):
         texts = encoded.sequence_ids(int(row))  # 0 the post, 1 the criterion, None a special token
-        gone = cut_slice(texts.count(0), int(cut[row]), long_posts)
+        removed = cut_slice(texts.count(0), int(cut[row]), long_posts)
         start = texts.index(0)
         for kind in kinds:
-            del encoded[kind][row][start + gone.start : start + gone.stop]
+            del encoded[kind][row][start + removed.start : start + removed.stop]
     lengths = np.array([len(row) for row in encoded["input_ids"]], dtype=np.int64)
     types = np.concatenate(encoded["token_type_ids"]).astype(np.int8) if "token_type_ids" in kinds else None
     return lengths, np.concatenate(encoded["input_ids"]).astype(np.int32), types, cut
@@ -127,7 +127,8 @@ def tokenise(
 POOL = 16
 
 
-def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return consecutive parts of `rows` of this size; the last may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -137,14 +138,14 @@ def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np
     Rows are shuffled, sorted by length within pools of 16 batches and cut; the order of the batches is shuffled. `seed`
     determines the result; use another one for each epoch. At most one batch is smaller than `batch_size`."""
     rng = np.random.default_rng(seed)
-    pools = _cut(rng.permutation(len(lengths)), POOL * batch_size)
-    batches = [rows for pool in pools for rows in _cut(pool[np.argsort(lengths[pool], kind="stable")], batch_size)]
+    pools = _chunks(rng.permutation(len(lengths)), POOL * batch_size)
+    batches = [rows for pool in pools for rows in _chunks(pool[np.argsort(lengths[pool], kind="stable")], batch_size)]
     return [batches[number] for number in rng.permutation(len(batches))]
 
 # %% ../../nbs/data/60_tokens.ipynb #0307e8fa
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return the scoring batches: row positions sorted by length, longest first, each row in exactly one batch."""
-    return _cut(np.argsort(-lengths, kind="stable"), batch_size)
+    return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
 
 # %% ../../nbs/data/60_tokens.ipynb #0dda5d3e
 def micro_batches(rows: np.ndarray, physical: int) -> list[np.ndarray]:
