@@ -1,7 +1,6 @@
-# criteria_hpo: `make help` lists what there is to do. Everything runs in .venv, which `make` builds when it is needed.
+# criteria_hpo: `make help` lists the targets. Everything runs in .venv, which `make` builds when it is needed.
 
-# What each target takes, on the command line. make itself would take any word with a '=' for a variable of somebody's:
-# N_TRIAL=3 would start 2,000 trials.
+# The variables that each target accepts on the command line. make itself accepts any NAME=VALUE: N_TRIAL=3 would start 2,000 trials.
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
 TARGETS       := help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
@@ -13,17 +12,17 @@ TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
 TAKES.lab        := ROOT IP PORT
 
-# Only the command line sets these: an environment that happens to have DATA or MODEL must not change a study.
+# Only the command line sets these: DATA or MODEL in the environment must not change a study.
 FROM_COMMAND_LINE := $(sort $(foreach t,$(TARGETS),$(TAKES.$t)))
 $(foreach v,$(FROM_COMMAND_LINE),$(if $(findstring environment,$(origin $(v))),$(eval $(v) :=)))
 
-# The Python that .venv is made from; empty: the first of python3, python3.13, ... that is 3.11 or newer.
+# The Python for .venv; empty: the first of python3, python3.13, ... that is 3.11 or newer.
 PYTHON      ?=
-# An extra package index to look for torch in, such as one that has CPU wheels or those of another CUDA version.
+# An extra package index for torch, for example one with CPU wheels or with wheels of another CUDA version.
 TORCH_INDEX ?=
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
-# Values are taken as they were typed (make would take the $b of a folder a$b for a variable of its own), and recipes read
-# them from their environment, so that spaces, quotes and dollars in them do no harm.
+# Values are used as typed (make would expand the $b of a folder a$b), and recipes read them from their environment, so that spaces,
+# quotes and dollars need no escaping.
 TYPED := PYTHON TORCH_INDEX $(FROM_COMMAND_LINE)
 $(foreach v,$(TYPED),$(eval override $(v) := $$(value $(v))))
 override PARAMS := $(if $(PARAMS),$(PARAMS),studies/params/full.yaml)
@@ -36,14 +35,14 @@ PIP   := $(PY) -m pip -qq --disable-pip-version-check install -c constraints.txt
 
 BY_HAND := nbs studies/*.ipynb tests tools setup.py
 
-# $(call shell_word,VALUE): VALUE as one word of a shell command, in quotes only where it needs them.
+# $(call shell_word,VALUE): VALUE as one word of a shell command, quoted only if necessary.
 comma    := ,
 HARMLESS := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
             0 1 2 3 4 5 6 7 8 9 . , _ - / : = @ +
 without    = $(if $1,$(call without,$(wordlist 2,99,$1),$(subst $(firstword $1),,$2)),$2)
 shell_word = $(if $(call without,$(HARMLESS),$1),'$(subst ','\'',$1)',$1)
 
-# $(call nearest,WORD,NAMES): ` (did you mean NAME?)`, by the number of letters to change, or by a common beginning.
+# $(call nearest,WORD,NAMES): ` (did you mean NAME?)`, by edit distance or by a common prefix.
 define NEAREST
 function least(a, b) { return a < b ? a : b } \
 function changes(a, b,   i, j, row, old, kept) { \
@@ -63,17 +62,17 @@ GOALS := $(or $(MAKECMDGOALS),help)
 TAKEN := $(foreach t,$(GOALS),$(TAKES.$t))
 ODD   := $(filter-out $(TAKEN) PYTHON TORCH_INDEX PY,$(GIVEN))
 ifneq ($(and $(ODD),$(if $(filter-out $(TARGETS),$(GOALS)),,ours)),)
-$(error make $(GOALS) does not take $(firstword $(ODD))$(call nearest,$(firstword $(ODD)),$(TAKEN)); it takes \
-$(or $(TAKEN),no variable but PYTHON and TORCH_INDEX)$(if $(filter OVERRIDES,$(TAKEN)),$(comma) and other settings as OVERRIDES="setting=value"))
+$(error make $(GOALS) does not accept $(firstword $(ODD))$(call nearest,$(firstword $(ODD)),$(TAKEN)); it accepts \
+$(or $(TAKEN),only PYTHON and TORCH_INDEX)$(if $(filter OVERRIDES,$(TAKEN)),$(comma) and other settings as OVERRIDES="setting=value"))
 endif
 
-# $(call deberta,NAME,AUGMENTED,MODEL_NAME): the words of the search NAME of a DeBERTa-v3; no MODEL_NAME: that of model=deberta_nli.
+# $(call deberta,NAME,AUGMENTED,MODEL_NAME): the settings of the search NAME with a DeBERTa-v3; without MODEL_NAME that of model=deberta_nli.
 deberta = n_trials=$(call shell_word,$(or $(N_TRIALS),2000)) model=deberta_nli \
 $(if $3,model.model_name=$(call shell_word,$3) )experiment_name=deberta_v3_$1 hpo.study_name=pc_ce_debv3_$1 \
 augmentation.enable=$2 hpo.search_space.aug_enable.choices=[$2] training.num_epochs=100 \
 training.early_stopping_patience=20$(if $(OVERRIDES), overrides=$(call shell_word,$(OVERRIDES)))
 
-# A virtual environment does not survive being moved: the stamp says where it was made.
+# A virtual environment stops working when it is moved, so the stamp holds its path.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(shell pwd -P))
 MOVED := moved
 endif
@@ -85,10 +84,10 @@ endif
 ##@ Running
 demo: assets ## search hyperparameters on the demo corpus (10 trials, minutes); results in studies/demo/ [AUG=1: with augmentation]
 	@case "$$AUG" in ''|0) name=demo ;; 1) name=demo_aug ;; \
-	  *) echo "AUG=1 searches with augmentation too, AUG=0 does not; there is no other AUG" >&2; exit 2 ;; esac; \
+	  *) echo "AUG=$$AUG is not supported: set AUG=1 to search with augmentation, or AUG=0" >&2; exit 2 ;; esac; \
 	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml
 
-hpo: study-name venv ## a real study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
+hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
 	@set -- --study "$$STUDY" --params "$$PARAMS"; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
@@ -98,61 +97,61 @@ hpo: study-name venv ## a real study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIA
 	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
 	exec $(PY) -m criteria_hpo.notebooks "$$@"
 
-hpo_deberta_base_aug: venv ## 2,000 trials of DeBERTa-v3-base, augmented [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
+hpo_deberta_base_aug: venv ## search of 2,000 trials with DeBERTa-v3-base and augmentation [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_aug,true,$(or $(MODEL_NAME),microsoft/deberta-v3-base))
 
-hpo_deberta_base_noaug: venv ## the same without augmentation
+hpo_deberta_base_noaug: venv ## the same search without augmentation
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_noaug,false,$(or $(MODEL_NAME),microsoft/deberta-v3-base))
 
-hpo_deberta_nli_aug: venv ## the same of the DeBERTa-v3 trained on NLI (model=deberta_nli), augmented
+hpo_deberta_nli_aug: venv ## the same search with DeBERTa-v3 trained on NLI (model=deberta_nli) and augmentation
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,nli_aug,true,$(MODEL_NAME))
 
-hpo_deberta_nli_noaug: venv ## and that without augmentation
+hpo_deberta_nli_noaug: venv ## the search with NLI, without augmentation
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,nli_noaug,false,$(MODEL_NAME))
 
 hpo_deberta_base_nli_aug: hpo_deberta_nli_aug
 hpo_deberta_base_nli_noaug: hpo_deberta_nli_noaug
 
-hpo_status: study-name venv ## how far a study is: STUDY=name
+hpo_status: study-name venv ## print the progress of a study: STUDY=name
 	@exec $(PY) -m criteria_hpo.cli command=status "hpo.study_name=$$STUDY"
 
 lab: venv ## open JupyterLab on the study notebook [PORT= IP=; ROOT=1: as root, in a container]
 	@case "$$ROOT" in 1) set -- --allow-root --no-browser ;; \
 	  ''|0) set --; [ "$$(id -u)" != 0 ] || { \
-	    echo "JupyterLab starts as root only when asked to: make lab ROOT=1 (in a container with IP=0.0.0.0 and a published PORT=)" >&2; \
+	    echo "JupyterLab does not start as root without make lab ROOT=1 (in a container with IP=0.0.0.0 and a published PORT=)" >&2; \
 	    exit 2; } ;; \
-	  *) echo "ROOT=1 starts JupyterLab as root; there is no other ROOT" >&2; exit 2 ;; esac; \
+	  *) echo "ROOT=$$ROOT is not supported: set ROOT=1 to start JupyterLab as root" >&2; exit 2 ;; esac; \
 	[ -z "$$IP" ]   || set -- "$$@" "--ip=$$IP"; \
 	[ -z "$$PORT" ] || set -- "$$@" "--port=$$PORT"; \
 	exec $(PY) -m jupyterlab --ServerApp.root_dir=. "$$@" studies/hpo.ipynb
 
 ##@ Developing
-venv: $(STAMP) ## make .venv and install everything, pinned [PYTHON= TORCH_INDEX=]
+venv: $(STAMP) ## create .venv and install all dependencies, pinned [PYTHON= TORCH_INDEX=]
 
-test: assets lint ## everything CI runs: lint, clean and exported, style, notebooks, README, pytest
+test: assets lint ## run everything that CI runs: lint, clean and exported, style, notebooks, README, pytest
 	@$(PY) tools/check_clean.py
 	@$(PY) tools/style_budgets.py
 	@$(PY) tools/run_notebooks.py
 	@$(PY) tools/make_readme.py --check
 	@$(PY) -m pytest tests -q -n 2 --dist loadfile
 
-assets: venv ## fetch WordNet and a tagger for augmentation, where the machine has none
+assets: venv ## download WordNet and a tagger for augmentation, if they are missing
 	@$(PY) -m criteria_hpo.cli command=assets
 
-lint: venv ## ruff on everything; black on what is written by hand (nbdev writes criteria_hpo/)
+lint: venv ## run ruff on everything, and black on hand-written files (nbdev writes criteria_hpo/)
 	@$(PY) -m ruff check .
 	@$(PY) -m black --check $(BY_HAND)
 
-format: venv ## mend what ruff and black can mend, export, write README.md
+format: venv ## fix what ruff and black can fix, export, write README.md
 	@$(PY) -m ruff check --fix $(BY_HAND)
 	@$(PY) -m black --quiet $(BY_HAND)
 	@$(MAKE) --no-print-directory export readme
 
-test-slow: venv ## what takes minutes: cells flagged slow, tests marked slow
+test-slow: venv ## run the cells flagged slow and the tests marked slow (minutes)
 	@$(PY) tools/run_notebooks.py --flags slow --timeout 3600
 	@$(PY) -m pytest tests -q -m "slow and not cuda" || [ $$? -eq 5 ]
 
-test-cuda: venv ## what needs an NVIDIA GPU: cells flagged cuda, tests marked cuda
+test-cuda: venv ## run the cells flagged cuda and the tests marked cuda (needs an NVIDIA GPU)
 	@$(PY) tools/run_notebooks.py --flags cuda --jobs 1 --timeout 3600
 	@$(PY) -m pytest tests -q -m cuda || [ $$? -eq 5 ]
 
@@ -162,11 +161,11 @@ export: venv ## write criteria_hpo/ from nbs/
 readme: venv ## write README.md from nbs/index.ipynb
 	@$(PY) tools/make_readme.py
 
-clean-outputs: venv ## empty the outputs of nbs/*.ipynb and studies/*.ipynb
+clean-outputs: venv ## remove the outputs from nbs/ and studies/*.ipynb
 	@$(PY) tools/clean_outputs.py
 
 ##@ Help
-help: ## this list
+help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	/^[a-z_-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
@@ -174,17 +173,17 @@ help: ## this list
 
 study-name:
 	@[ -n "$$STUDY" ] || { \
-	  echo "Which study? Name it on the command line: make $(MAKECMDGOALS) STUDY=my_study" >&2; exit 2; }
+	  echo "STUDY is missing: run make $(MAKECMDGOALS) STUDY=my_study" >&2; exit 2; }
 
-# setuptools and wheel come first, so that what is built from source is built by the pinned ones.
+# setuptools and wheel come first, so that packages from source are built with the pinned versions.
 $(STAMP): setup.py settings.ini constraints.txt pyproject.toml $(MOVED)
 	@rm -f $(STAMP); \
 	ok='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
 	if ! $(PY) -c "$$ok" 2>/dev/null; then \
 	  if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi; \
 	  found=; for p in "$$@"; do if "$$p" -c "$$ok" 2>/dev/null; then found=$$p; break; fi; done; \
-	  [ -n "$$found" ] || { echo "criteria_hpo needs Python 3.11 or newer with its venv module (looked at: $$*);" \
-	    "install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	  [ -n "$$found" ] || { echo "criteria_hpo needs Python 3.11 or newer with its venv module (tried: $$*);" \
+	    "install it, or set its path: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	  echo "Making .venv with $$found ($$("$$found" -c 'import platform; print(platform.python_version())'))"; \
 	  rm -rf .venv && "$$found" -m venv .venv; \
 	fi
@@ -196,11 +195,11 @@ $(STAMP): setup.py settings.ini constraints.txt pyproject.toml $(MOVED)
 	  echo "Installing torch $(TORCH) with CUDA (several GB; 5 to 15 minutes the first time)"; \
 	  if [ -z "$$TORCH_INDEX" ] && $(PIP) torch===$(TORCH) 2>/dev/null; then exit 0; fi; \
 	else \
-	  echo "Installing torch $(TORCH) (a minute for a CPU wheel, taken where pip finds one," \
-	    "else several GB; make TORCH_INDEX=URL names an index that has it)"; \
+	  echo "Installing torch $(TORCH) (a minute for a CPU wheel if pip finds one," \
+	    "else several GB; make TORCH_INDEX=URL adds an index with CPU wheels)"; \
 	fi; \
 	$(PIP) "$$@" torch==$(TORCH)
-	@echo "Installing criteria_hpo and what it needs (2 to 4 minutes the first time)"
+	@echo "Installing criteria_hpo and its dependencies (2 to 4 minutes the first time)"
 	@$(PIP) --no-build-isolation -e ".[dev]"
 	@pwd -P > $(STAMP)
 	@echo "Installed: $$($(PY) -c 'import torch; print("torch", torch.__version__, torch.cuda.device_count(), "GPU")')"

@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 # %% ../nbs/60_cli.ipynb #d00f27e3
 def choices(group: str) -> dict[str, str]:
-    "The files of a configuration group, each with the first sentence of its leading comment."
+    "Return the files of a configuration group, each with the first sentence of its leading comment."
     found = {}
     for file in resources.files("criteria_hpo.configs").joinpath(group).iterdir():
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -54,22 +54,22 @@ def choices(group: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 # %% ../nbs/60_cli.ipynb #08eaf370
-HELP = """criteria_hpo: which hyperparameters are really best for a fine-tuned encoder
+HELP = """criteria_hpo: hyperparameter search with cross-validation for fine-tuned encoders
 
 usage: criteria-hpo command=COMMAND [group=choice ...] [setting=value ...]
-       python -m criteria_hpo.cli command=COMMAND ...        the same
+       python -m criteria_hpo.cli command=COMMAND ...        (equivalent)
 
 commands
 {commands}
 
-groups of settings
+configuration groups
 {groups}
 
-settings, for example
+examples of settings
   n_trials=10 seed=1 hpo.study_name=NAME studies_dir=FOLDER hpo.metric=average_precision
   training.num_epochs=3 hpo.search_space.learning_rate.high=1e-4 hpo.default_setting.batch_size=16
-  overrides='WORDS'            more of them in one word, split as a shell would
-  debug=true                   a mistake shows its traceback
+  overrides='SETTINGS'         several settings in one argument, split as by a shell
+  debug=true                   show the traceback of an error
 Quote for your shell only: 'data.path=my data (1).csv' and 'hpo.search_space.focal_gamma.choices=[0, 2]' need no further quotes.
 
 examples
@@ -79,15 +79,18 @@ examples
   criteria-hpo command=status hpo.study_name=mine
   criteria-hpo command=report hpo.study_name=mine
 
-Results stand in studies/NAME/: study.db, study.log, manifest.json, train.json, plots/. The cache is CRITERIA_HPO_CACHE, else
-~/.cache/criteria_hpo: downloads and, with augmentation, words of posts, which command=purge_cache deletes.
-Ends with 0 when all went well, 2 after a mistake of yours (one line says which), 130 when stopped (the same command goes on).
+Results are written to studies/NAME/: study.db, study.log, manifest.json, train.json, plots/. The cache folder is set by the
+environment variable CRITERIA_HPO_CACHE (default: ~/.cache/criteria_hpo). It holds downloads and, with augmentation, words of
+posts, which command=purge_cache deletes.
+Exit codes: 0 success, 2 an error in the input (one line names it), 130 stopped (run the same command again to resume).
 """
+
+# %% ../nbs/60_cli.ipynb #8e45502c
 GROUPS = ("preset", "data", "model", "hpo", "augmentation")
 
 
 def help_text() -> str:
-    "The help text, with all commands and choices."
+    "Return the help text, with all commands and choices."
     commands = "\n".join(f"  {name:<12} {(run.__doc__ or '').partition(chr(10))[0]}" for name, run in COMMANDS.items())
     lines = [f"  {f'{group}={name}':<28} {what}".rstrip() for group in GROUPS for name, what in choices(group).items()]
     return HELP.format(commands=commands, groups="\n".join(lines))
@@ -100,7 +103,7 @@ class _AboveTheBar(logging.Handler):
         "Write the record as one line."
         tqdm.write(self.format(record), file=sys.stderr)
 
-
+# %% ../nbs/60_cli.ipynb #feb6f96b
 @contextmanager
 def terminal_log() -> Iterator[None]:
     "Show the package's warnings on stderr while the body runs."
@@ -113,15 +116,28 @@ def terminal_log() -> Iterator[None]:
 
 # %% ../nbs/60_cli.ipynb #fb803a2f
 def split_words(words: Sequence[str]) -> list[str]:
-    "The arguments, with those inside `overrides='…'` split as a shell does. Raises `ConfigError` for an open quote."
+    "Return the arguments, with those inside `overrides='…'` split as by a shell. Raises `ConfigError` for an open quote."
     found = []
     for word in words:
         name, _, value = word.partition("=")
         try:
             found += shlex.split(value) if name == "overrides" else [word]
         except ValueError as err:
-            raise ConfigError(f"{safe_url(word)}: cannot be split into words ({err}); close the quote") from None
+            raise ConfigError(f"{safe_url(word)}: cannot be split into settings ({err}); close the quote") from None
     return found
+
+# %% ../nbs/60_cli.ipynb #6dc76edc
+def _help(words: list[str]) -> int:
+    "Print the help; return 0 if it was requested, and 2 if there were no arguments."
+    print(help_text())
+    return 0 if words else 2
+
+# %% ../nbs/60_cli.ipynb #81d32c53
+def _run(words: list[str]) -> None:
+    "Compose the configuration and run its command."
+    with terminal_log():
+        cfg = load_config(split_words(words))
+        command_named(cfg.command)(cfg)
 
 # %% ../nbs/60_cli.ipynb #eac75231
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,21 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return guarded(lambda: _help(words) if not words or {"-h", "--help", "help"} & set(words) else _run(words))
     except KeyboardInterrupt:
-        print("criteria_hpo: stopped; finished folds are kept, the same command goes on", file=sys.stderr)
+        print("criteria_hpo: stopped; finished folds are kept, run the same command again to resume", file=sys.stderr)
         return 130
-
-
-def _help(words: list[str]) -> int:
-    "Print the help; the exit code is 0 if it was requested, and 2 if there were no arguments."
-    print(help_text())
-    return 0 if words else 2
-
-
-def _run(words: list[str]) -> None:
-    "Compose the configuration and run its command."
-    with terminal_log():
-        cfg = load_config(split_words(words))
-        command_named(cfg.command)(cfg)
 
 
 if __name__ == "__main__" and "__file__" in globals():

@@ -33,16 +33,16 @@ from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
 
 # %% ../nbs/50_notebooks.ipynb #e509b5e4
-def _explain(err: PapermillExecutionError, output: Path) -> BaseException:
-    "The exception for a failed notebook: the user's error, `Interrupted`, or a `RuntimeError` that locates the traceback."
+def _original_error(err: PapermillExecutionError, output: Path) -> BaseException:
+    "Return the exception for a failed notebook: the user's error, `Interrupted`, or a `RuntimeError` that locates the traceback."
     if err.ename in ("Interrupted", "KeyboardInterrupt"):
         return Interrupted("stopped")
     kind = getattr(errors, err.ename, None)
     if isinstance(kind, type) and issubclass(kind, errors.UserError):
         return kind(err.evalue)
     return RuntimeError(
-        f"{output}: cell {err.cell_index} stopped with {err.ename}; open the notebook to see where. "
-        f"Finished folds are kept: the same command goes on"
+        f"{output}: cell {err.cell_index} failed with {err.ename}; open the notebook for the traceback. "
+        f"Finished folds are kept, run the same command again to resume"
     )
 
 # %% ../nbs/50_notebooks.ipynb #84b3dd09
@@ -51,10 +51,10 @@ class WatchedKernel(AsyncKernelManager):
 
     exit_status: int | None = None
 
-    async def is_alive(self) -> bool:
-        "Whether the kernel's process is alive; stores its exit status if it is not."
+    async def is_alive(self) -> bool:  # type: ignore[override]  # AsyncKernelManager makes it a coroutine, too
+        "Return whether the kernel's process is alive; store its exit status if it is not."
         alive = await self._async_is_alive()
-        if not alive and self.has_kernel:
+        if not alive and self.provisioner is not None and self.has_kernel:
             WatchedKernel.exit_status = await self.provisioner.poll()
         return alive
 
@@ -78,15 +78,15 @@ def mark_interrupted(output: Path, why: str) -> str:
     return f"cell {at + 1}, `{first_line}`"
 
 # %% ../nbs/50_notebooks.ipynb #b56b9b3a
-def _died(output: Path, err: RuntimeError) -> RuntimeError:
-    "The error for a dead kernel, with its cause, its cell and how to continue; also marks the notebook."
+def _dead_kernel_error(output: Path, err: RuntimeError) -> RuntimeError:
+    "Return the error for a dead kernel, with its cause, its cell and how to resume; also mark the notebook."
     status = WatchedKernel.exit_status
     why = str(err) if status is None else f"the kernel died ({describe_exit(status)})"
-    less = "; where memory was short, free some, take fewer workers, or begin a new study with a smaller physical batch"
+    less = "; if memory ran out, free some, use fewer workers, or start a new study with a smaller physical batch"
     killed = less if status == -signal.SIGKILL else ""
     return RuntimeError(f"{output}: {why} at {mark_interrupted(output, why)}: {RESUME_HINT}{killed}")
 
-
+# %% ../nbs/50_notebooks.ipynb #44408d75
 def _interrupt_kernels() -> None:
     "Send SIGINT to the kernels that this process started; they run in their own sessions, so the terminal does not reach them."
     for child in psutil.Process().children(recursive=True):
@@ -96,7 +96,7 @@ def _interrupt_kernels() -> None:
 
 # %% ../nbs/50_notebooks.ipynb #68e69726
 @contextmanager
-def _for_kernel() -> Iterator[None]:
+def _kernel_environment() -> Iterator[None]:
     "Set the environment that a kernel inherits: it draws no bar and keeps the launcher's working folder."
     given = {"CRITERIA_HPO_PROGRESS": "0", "TQDM_DISABLE": "1", LAUNCHED: "1"}
     given["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other
@@ -108,50 +108,55 @@ def _for_kernel() -> Iterator[None]:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
+# %% ../nbs/50_notebooks.ipynb #d6d90d10
+def _run_papermill(template: str | Path, output: Path, parameters: dict[str, Any]) -> None:
+    "Execute the template with papermill; the first Ctrl-C is passed to its kernels, the second raises `Interrupted`."
+    for name in ("papermill", "asyncio"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    stop_message = "stopping after the running fold; press Ctrl-C again to stop at once"
+    with _kernel_environment(), stoppable(stop_message, _interrupt_kernels):
+        papermill.execute_notebook(
+            str(template),
+            str(output),
+            parameters,
+            progress_bar=False,
+            kernel_name="python3",
+            kernel_manager_class=WatchedKernel,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # else it warns in the terminal that it listens on localhost
+        )
 
+# %% ../nbs/50_notebooks.ipynb #17ce9d51
 def execute(template: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
     """Run the template with `parameters`, write the executed notebook to `output` and return its path.
 
     Raises the user's error, `Interrupted`, `StudyError` (the file cannot be written) or `RuntimeError` (any other failure)."""
     output, WatchedKernel.exit_status = Path(output), None
     output.parent.mkdir(parents=True, exist_ok=True)
-    asked = "the running fold is finished, then the notebook stops; once more to stop now"
-    for noisy in ("papermill", "asyncio"):  # their messages about a dead kernel repeat the error raised here
-        logging.getLogger(noisy).addHandler(logging.NullHandler())
     try:
-        with _for_kernel(), stoppable(asked, _interrupt_kernels):
-            papermill.execute_notebook(
-                str(template),
-                str(output),
-                parameters,
-                progress_bar=False,
-                kernel_name="python3",
-                kernel_manager_class=WatchedKernel,
-                extra_arguments=["--IPKernelApp.log_level=40"],  # else it warns in the terminal that it listens on localhost
-            )
+        _run_papermill(template, output, parameters)
     except PapermillExecutionError as err:
-        raise _explain(err, output) from None
+        raise _original_error(err, output) from None
     except OSError as err:
         raise StudyError(f"{output}: cannot be written ({err.strerror}); free some space: finished folds are kept") from None
     except Interrupted:
         mark_interrupted(output, "stopped at once")
         raise
     except RuntimeError as err:
-        raise _died(output, err) from None
+        raise _dead_kernel_error(output, err) from None
     return output
 
 # %% ../nbs/50_notebooks.ipynb #3d4da5b9
 def run_study_notebook(study: str, params_file: str | None, assignments: Sequence[str], template: str | None = None) -> Path:
-    "Runs a study notebook into the study's folder, with a progress bar; the executed notebook."
+    "Run a study notebook in the study's folder, with a progress bar; return the path of the executed notebook."
     source = Path(os.path.expanduser(template)) if template else studies_root() / "hpo.ipynb"
     known = template_parameters(source)
     given = read_parameters(known, params_file, assignments) | {"study": study}
     cfg = config_from_parameters(**{**known, **given})
     load_data(cfg)
     if cfg.augmentation.enable:
-        from criteria_hpo.execution.study import make_variants_in_subprocess  # imports torch
+        from criteria_hpo.execution.study import make_variants_apart  # imports torch
 
-        make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
+        make_variants_apart(cfg)  # in the launcher, where their bar is visible
     output = make_study_dir(cfg) / source.name
     print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0):
@@ -162,19 +167,25 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
 # %% ../nbs/50_notebooks.ipynb #e528d4da
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the command line of this module and return its exit code (2 for a user's error, 130 for an interrupted run)."
-    parser = argparse.ArgumentParser(prog="python -m criteria_hpo.notebooks", description=run_study_notebook.__doc__)
+    about = "Run a study notebook in the study's folder, with a progress bar; run it again to resume the study."
+    parser = argparse.ArgumentParser(prog="python -m criteria_hpo.notebooks", description=about)
     parser.add_argument("--study", required=True, help="name of the study; results go to studies/NAME/")
     parser.add_argument("--params", help="YAML file with parameters of the notebook")
     parser.add_argument("--template", help="notebook to run (default: studies/hpo.ipynb)")
-    parser.add_argument("assignments", nargs="*", metavar="name=value", help="parameters of the notebook, over the file's")
+    parser.add_argument("assignments", nargs="*", metavar="name=value", help="parameters of the notebook, replacing the file's")
     args = parser.parse_args(argv)
+
+    def run() -> int:
+        run_study_notebook(args.study, args.params, args.assignments, args.template)
+        return 0
+
     try:
-        return guarded(lambda: run_study_notebook(args.study, args.params, args.assignments, args.template) and 0)
+        return guarded(run)
     except RuntimeError as err:
         print(f"criteria_hpo: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("criteria_hpo: stopped; finished folds are kept, the same command goes on", file=sys.stderr)
+        print("criteria_hpo: stopped; finished folds are kept, run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -73,7 +73,9 @@ def said(folder: Path) -> dict[str, str]:
 
 
 def test_stopped_it_says_so_in_one_line_and_keeps_what_is_finished(said: dict[str, str]) -> None:
-    assert said["stopped"].splitlines()[-1] == "criteria_hpo: stopped; finished folds are kept, the same command goes on"
+    assert (
+        said["stopped"].splitlines()[-1] == "criteria_hpo: stopped; finished folds are kept, run the same command again to resume"
+    )
     assert "Traceback" not in said["stopped"] and "trial 1/2, fold 2/2, 0 of 2 done" in said["before"]
 
 
@@ -362,26 +364,26 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=os.environ | {"AUG": aug})
     assert composed("demo", AUG="1") == composed("demo"), "the environment decides nothing"
     if study is None:
-        assert done.returncode == 2 and done.stderr.startswith("AUG=1 searches with augmentation too")
+        assert done.returncode == 2 and done.stderr.startswith("AUG=yes is not supported: set AUG=1")
     else:
         assert done.stdout == f"-m criteria_hpo.notebooks --study {study} --params studies/params/{study}.yaml\n"
         assert (ROOT / "studies" / "params" / f"{study}.yaml").exists()
 
 
 REJECTED = {
-    "hpo STUDY=x N_TRIAL=3": "make hpo does not take N_TRIAL (did you mean N_TRIALS?); it takes STUDY DATA",
-    "hpo STUDY=x n_trials=3": "make hpo does not take n_trials (did you mean N_TRIALS?)",
+    "hpo STUDY=x N_TRIAL=3": "make hpo does not accept N_TRIAL (did you mean N_TRIALS?); it accepts STUDY DATA",
+    "hpo STUDY=x n_trials=3": "make hpo does not accept n_trials (did you mean N_TRIALS?)",
     "hpo STUDY=x DATAPATH=x.csv": "(did you mean DATA_PATH?)",
-    "hpo STUDY=x SEED=3": "does not take SEED; it takes STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS, and other ",
+    "hpo STUDY=x SEED=3": "does not accept SEED; it accepts STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS, and",
     "hpo STUDY=x seed=3": 'and other settings as OVERRIDES="setting=value"',
     "hpo STUDY=x MODEL_NAME=some/id": "(did you mean MODEL?)",
-    "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it takes N_TRIALS MODEL_NAME OVERRIDES, and",
-    "hpo_status STUDYS=x": "make hpo_status does not take STUDYS (did you mean STUDY?); it takes STUDY.",
-    "demo N_TRIALS=3": "make demo does not take N_TRIALS; it takes AUG.",
-    "lab AUG=1": "make lab does not take AUG; it takes ROOT IP PORT.",
-    "test STUDY=x": "make test does not take STUDY; it takes no variable but PYTHON and TORCH_INDEX.",
-    "N_TRIALS=3": "make help does not take N_TRIALS",
-    "hpo STUDY=x it's=3": "make hpo does not take it's; it takes",
+    "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it accepts N_TRIALS MODEL_NAME OVERRIDES, and",
+    "hpo_status STUDYS=x": "make hpo_status does not accept STUDYS (did you mean STUDY?); it accepts STUDY.",
+    "demo N_TRIALS=3": "make demo does not accept N_TRIALS; it accepts AUG.",
+    "lab AUG=1": "make lab does not accept AUG; it accepts ROOT IP PORT.",
+    "test STUDY=x": "make test does not accept STUDY; it accepts only PYTHON and TORCH_INDEX.",
+    "N_TRIALS=3": "make help does not accept N_TRIALS",
+    "hpo STUDY=x it's=3": "make hpo does not accept it's; it accepts",
 }
 
 
