@@ -25,7 +25,7 @@ from .retries import without_retries
 class Progress:
     """The progress of a study; `trial` and `fold` are the first running ones.
 
-    `work`: trained folds, including the share of the running ones; `expected`: estimated total number of folds.
+    `trained`: number of folds, including the share of the running ones; `expected`: estimated total number of folds.
     """
 
     finished: int
@@ -34,18 +34,18 @@ class Progress:
     trial: int | None
     fold: int | None
     best: float | None
-    work: float
+    trained: float
     expected: float
 
     @property
     def share(self) -> float:
-        "The finished share of the work, from 0 to 1."
-        return round(self.work / self.expected, 4) if self.expected else 1.0
+        "The finished share of the expected folds, from 0 to 1."
+        return round(self.trained / self.expected, 4) if self.expected else 1.0
 
     @property
     def not_started(self) -> bool:
         "Whether no trial has started yet, while data and model are prepared."
-        return self.n_trials > 0 and not (self.finished or self.running or self.work)
+        return self.n_trials > 0 and not (self.finished or self.running or self.trained)
 
 # %% ../../nbs/storage/80_progress.ipynb #e119c642
 def read_progress(ledger: LedgerReader, n_trials: int, n_folds: int) -> Progress:
@@ -64,7 +64,7 @@ def describe(progress: Progress, n_folds: int) -> str:
     "Return the text beside the bar: trial and fold, or the number of running trials, and the best value so far."
     trial = "" if progress.trial is None else f"trial {progress.trial + 1}/{progress.n_trials}, fold {progress.fold}/{n_folds}, "
     if progress.running > 1:
-        trial = f"{progress.running} trials under way, "
+        trial = f"{progress.running} trials running, "
     best = "none yet" if progress.best is None else f"{progress.best:.4f}" if progress.best else "0 (nothing learnt yet)"
     trial = "starting, " if progress.not_started else trial
     return f"{trial}{progress.finished} of {progress.n_trials} done, best {best}"
@@ -76,7 +76,7 @@ def _read(ledger: LedgerReader, n_trials: int, n_folds: int) -> Progress | None:
         return read_progress(ledger, n_trials, n_folds)
     return None
 
-
+# %% ../../nbs/storage/80_progress.ipynb #8338aa33
 def _draw(bar: tqdm, progress: Progress | None, n_folds: int) -> None:
     "Move the bar to the study's progress; leave it unchanged if the progress is unknown."
     if progress is not None:
@@ -85,15 +85,23 @@ def _draw(bar: tqdm, progress: Progress | None, n_folds: int) -> None:
         bar.refresh()
 
 # %% ../../nbs/storage/80_progress.ipynb #76f53203
-JOIN_SECONDS = 2.0
-
-
 def open_bar(done: float) -> tqdm:
-    "Return a bar over a share of work, `done` to 1; lines if stderr is a file, silent under `CRITERIA_HPO_PROGRESS=0`."
+    "Return a bar from the share `done` to 1; lines if stderr is a file, silent under `CRITERIA_HPO_PROGRESS=0`."
     form = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
     return make_bar(total=1, initial=done, dynamic_ncols=True, smoothing=0, bar_format=form)
 
-# %% ../../nbs/storage/80_progress.ipynb #30547d0b
+# %% ../../nbs/storage/80_progress.ipynb #fd1ad225
+def _keep_drawing(bar: tqdm, ledger: LedgerReader, n_trials: int, n_folds: int, stop: threading.Event, every: float) -> None:
+    "Draw the study's progress every so many seconds until `stop` is set."
+    while not stop.wait(every):
+        progress = _read(ledger, n_trials, n_folds)
+        if not stop.is_set():
+            _draw(bar, progress, n_folds)
+
+# %% ../../nbs/storage/80_progress.ipynb #23300483
+JOIN_SECONDS = 2.0
+
+
 @contextmanager
 def progress_bar(url: str, study: str, n_trials: int, n_folds: int, every: float = 0.5) -> Iterator[None]:
     "Draw the study's bar while the body runs; `CRITERIA_HPO_PROGRESS=0` switches it off."
@@ -101,16 +109,8 @@ def progress_bar(url: str, study: str, n_trials: int, n_folds: int, every: float
         yield
         return
     ledger, stop = Ledger(url, study), threading.Event()
-    start = read_progress(ledger, n_trials, n_folds)
-    bar = open_bar(start.share)
-
-    def watch() -> None:
-        while not stop.wait(every):
-            progress = _read(ledger, n_trials, n_folds)
-            if not stop.is_set():
-                _draw(bar, progress, n_folds)
-
-    thread = threading.Thread(target=watch, daemon=True)
+    bar = open_bar(read_progress(ledger, n_trials, n_folds).share)
+    thread = threading.Thread(target=_keep_drawing, args=(bar, ledger, n_trials, n_folds, stop, every), daemon=True)
     thread.start()
     try:
         yield

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import yaml
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from ..config.hparams import HParams
@@ -21,27 +21,10 @@ from ..config.paths import storage_url, study_dir
 from ..config.schema import Config
 from ..core.errors import ConfigError, StudyError, first_problem, looked_in
 from .database import open_storage
-from .engine import database_url
+from .engine import database_file, database_url
 
 # %% ../../nbs/storage/90_warm_start.ipynb #5d4ab526
-def _from_file(path: Path) -> list[dict[str, Any]]:
-    "Return the settings of a YAML file, each with the parameters that it names."
-    where = f"hpo.warm_start={path}"
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file ({looked_in(path)}); give a YAML file of settings, or a study's name") from None
-    except (OSError, ValueError, yaml.YAMLError) as err:
-        raise ConfigError(
-            f"{where}: cannot be read ({type(err).__name__}); give a YAML file of settings, or a study's name"
-        ) from None
-    settings = given if isinstance(given, list) else [given]
-    if not settings or not all(isinstance(setting, dict) for setting in settings):
-        raise ConfigError(f"{where}: holds no settings; write `learning_rate: 2.0e-5` lines, or a list of such")
-    return [_checked(setting, f"{where}: setting {k}") for k, setting in enumerate(settings, 1)]
-
-
-def _checked(setting: dict[str, Any], where: str) -> dict[str, Any]:
+def _validated(setting: dict[str, Any], where: str) -> dict[str, Any]:
     "Return the values as a setting stores them; raises `ConfigError` for an illegal value."
     try:
         whole = HParams(**{str(name): value for name, value in setting.items()})
@@ -49,25 +32,25 @@ def _checked(setting: dict[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: {first_problem(err, HParams)}") from None
     return {name: getattr(whole, name) for name in setting}
 
-# %% ../../nbs/storage/90_warm_start.ipynb #7448ede2
-def _from_study(cfg: Config, name: str) -> list[dict[str, Any]]:
-    "Return the parameters of a study's best finished trials, best first."
-    other = cfg.model_copy(update={"hpo": cfg.hpo.model_copy(update={"study_name": name})})
-    url, where = storage_url(other), f"hpo.warm_start={name}"
-    parsed = database_url(url)
-    if parsed.drivername == "sqlite" and not Path(parsed.database).is_file():
-        return _from_manifest(study_dir(other) / "manifest.json", where)
+# %% ../../nbs/storage/90_warm_start.ipynb #865d9a9c
+def _from_file(path: Path) -> list[dict[str, Any]]:
+    "Return the settings of a YAML file, each with the parameters that it names."
+    where, fix = f"hpo.warm_start={path}", "give a YAML file of settings, or a study's name"
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(url))
-    except KeyError:
-        raise _absent(where, study_dir(other).parent) from None
-    if len(study.directions) > 1:
-        raise StudyError(
-            f"{where}: that study has {len(study.directions)} objectives, so none of its trials is the best; name another"
-        )
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    upward = study.direction == StudyDirection.MAXIMIZE
-    return [t.params for t in sorted(trials, key=lambda t: t.value, reverse=upward)[: cfg.hpo.warm_start_trials]]
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: no such file ({looked_in(path)}); {fix}") from None
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise ConfigError(f"{where}: cannot be read ({type(err).__name__}); {fix}") from None
+    settings = given if isinstance(given, list) else [given]
+    if not settings or not all(isinstance(setting, dict) for setting in settings):
+        raise ConfigError(f"{where}: contains no settings; write lines such as `learning_rate: 2.0e-5`, or a list of them")
+    return [_validated(setting, f"{where}: setting {k}") for k, setting in enumerate(settings, 1)]
+
+# %% ../../nbs/storage/90_warm_start.ipynb #93ec39ee
+def _not_found(where: str, folder: Path) -> StudyError:
+    "Return the error for a missing study."
+    return StudyError(f"{where}: no such study in {folder}; name another study, or a .yaml file")
 
 # %% ../../nbs/storage/90_warm_start.ipynb #c4cfdd36
 def _from_manifest(path: Path, where: str) -> list[dict[str, Any]]:
@@ -76,13 +59,34 @@ def _from_manifest(path: Path, where: str) -> list[dict[str, Any]]:
         best = json.loads(path.read_text(encoding="utf-8"))["best"]
         return [dict(best["params"])] if best else []
     except OSError:
-        raise _absent(where, path.parent.parent) from None
+        raise _not_found(where, path.parent.parent) from None
     except (ValueError, KeyError, TypeError) as err:
-        raise StudyError(f"{where}: {path} is no manifest ({type(err).__name__}); name another study, or a .yaml file") from None
+        raise StudyError(
+            f"{where}: {path} is not a manifest ({type(err).__name__}); name another study, or a .yaml file"
+        ) from None
 
+# %% ../../nbs/storage/90_warm_start.ipynb #c5fe054e
+def _best_first(study: optuna.Study) -> list[FrozenTrial]:
+    "Return the complete trials of a study with one objective, the best first."
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    return sorted(trials, key=lambda trial: sign * trial.values[0])
 
-def _absent(where: str, folder: Path) -> StudyError:
-    return StudyError(f"{where}: no such study in {folder}; name another, or a .yaml file")
+# %% ../../nbs/storage/90_warm_start.ipynb #8afdce3f
+def _from_study(cfg: Config, name: str) -> list[dict[str, Any]]:
+    "Return the parameters of a study's best finished trials, best first."
+    other = cfg.model_copy(update={"hpo": cfg.hpo.model_copy(update={"study_name": name})})
+    url, where = storage_url(other), f"hpo.warm_start={name}"
+    parsed = database_url(url)
+    if parsed.drivername == "sqlite" and not database_file(parsed).is_file():
+        return _from_manifest(study_dir(other) / "manifest.json", where)
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(url))
+    except KeyError:
+        raise _not_found(where, study_dir(other).parent) from None
+    if len(study.directions) > 1:
+        raise StudyError(f"{where}: that study has {len(study.directions)} objectives and thus no best trial; name another study")
+    return [trial.params for trial in _best_first(study)[: cfg.hpo.warm_start_trials]]
 
 # %% ../../nbs/storage/90_warm_start.ipynb #f88e562e
 def read_warm_start(cfg: Config) -> list[dict[str, Any]]:
