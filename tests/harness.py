@@ -35,6 +35,7 @@ from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.storage.ledger_tables import LedgerReader
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training.epoch import TrainingSetup, fold_seed
+from criteria_hpo.training.fold import FoldResult, Observer
 
 PHASES = ("start", "sampling", "training", "committing", "reporting", "plotting")
 Process = multiprocessing.process.BaseProcess
@@ -158,10 +159,9 @@ class Invented:
         hparams: Any,
         study_seed: int,
         trial: int,
-        on_fold: Callable[[Any], bool],
+        observer: Observer,
         start: int = 1,
-        on_step: Callable[[int, float], object] = lambda fold, share: None,
-        **rest: Any,
+        checkpoints: Any = None,
     ) -> None:
         for fold in setup.folds[start - 1 :]:
             seed = fold_seed(study_seed, trial, fold.number)
@@ -169,13 +169,13 @@ class Invented:
             for step in range(1, 11):
                 if self.seconds:
                     time.sleep(self.seconds / 10)
-                on_step(fold.number, step / 10)
-            if not on_fold(invented_result(fold.number, invented_score(hparams, seed), seed, self.seconds)):
+                observer.step(fold.number, step / 10)
+            if not observer.fold(invented_result(fold.number, invented_score(hparams, seed), seed, self.seconds)):
                 return
 
 
-def invented_result(fold: int, score: float, seed: int, seconds: float) -> trainer.FoldResult:
-    return trainer.FoldResult(
+def invented_result(fold: int, score: float, seed: int, seconds: float) -> FoldResult:
+    return FoldResult(
         fold=fold,
         score=score,
         metrics={"f1": score},

@@ -22,6 +22,7 @@ from criteria_hpo.config.schema import CheckpointConfig
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.training.checkpoint import Checkpoints
 from criteria_hpo.training.cross_validation import run_single_fold
+from criteria_hpo.training.fold import Observer
 from criteria_hpo.training.setup import make_setup
 
 SETTING = HParams(learning_rate=5e-4, batch_size=16, hidden_dropout=0.2)
@@ -57,16 +58,16 @@ def uninterrupted(setup):
     return {hparams.aug_enable: run_single_fold(setup, hparams, setup.folds[0], seed=3) for hparams in (SETTING, AUGMENTING)}
 
 
-def dies_after(steps):
-    """An `on_step` that raises at this step of the process."""
-    told = []
+class Steps(Observer):
+    """Counts the steps of the process, and raises at number `kill_at` (None: never)."""
 
-    def on_step(share):
-        told.append(share)
-        if len(told) == steps:
+    def __init__(self, kill_at=None):
+        self.kill_at, self.count = kill_at, 0
+
+    def step(self, fold, share):
+        self.count += 1
+        if self.count == self.kill_at:
             raise Killed
-
-    return on_step
 
 
 def steps_of_an_epoch(setup):
@@ -89,12 +90,12 @@ def test_a_fold_goes_on_within(setup, uninterrupted, tmp_path, hparams, kills):
     for kill in kills:
         kill = steps + 1 if kill == "epoch" else kill
         with pytest.raises(Killed):
-            run_single_fold(setup, hparams, setup.folds[0], 3, dies_after(kill), file=files.of(1))
+            run_single_fold(setup, hparams, setup.folds[0], 3, Steps(kill), file=files.of(1))
         done += kill - 1
         torch.manual_seed(99)
-    told = []
-    resumed = run_single_fold(setup, hparams, setup.folds[0], 3, told.append, file=files.of(1))
-    assert len(told) == resumed.epochs * steps - done and same(resumed, uninterrupted[hparams.aug_enable])
+    left = Steps()
+    resumed = run_single_fold(setup, hparams, setup.folds[0], 3, left, file=files.of(1))
+    assert left.count == resumed.epochs * steps - done and same(resumed, uninterrupted[hparams.aug_enable])
     assert resumed.seconds > resumed.evaluating > 0
 
 
@@ -103,10 +104,10 @@ def test_early_stopping_remembers_the_best_epoch(setup, tmp_path):
     watched = iter([0.9, 0.1, 0.1, 0.9, 0.1, 0.1])
     files, steps = Checkpoints(tmp_path, "slot-0", {}, OFTEN), steps_of_an_epoch(setup)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("criteria_hpo.training.cross_validation.watch", lambda setup, rows: next(watched))
+        patch.setattr("criteria_hpo.training.fold.watch", lambda setup, rows: next(watched))
         whole = run_single_fold(setup, SETTING, setup.folds[0], 3)
         with pytest.raises(Killed):
-            run_single_fold(setup, SETTING, setup.folds[0], 3, dies_after(steps + 2), file=files.of(1))
+            run_single_fold(setup, SETTING, setup.folds[0], 3, Steps(steps + 2), file=files.of(1))
         resumed = run_single_fold(setup, SETTING, setup.folds[0], 3, file=files.of(1))
     assert (whole.best_epoch, whole.epochs) == (1, 3) and same(resumed, whole)
 
@@ -116,16 +117,16 @@ def test_another_fold_setting_or_size_begins_anew(setup, uninterrupted, tmp_path
     for change in ({"seed": 4}, {"hparams": AUGMENTING}, {"setup": dataclasses.replace(setup, physical_batch_size=5)}):
         args = {"setup": setup, "hparams": SETTING, "fold": setup.folds[0], "seed": 3} | change
         with pytest.raises(Killed):
-            run_single_fold(**args, on_step=dies_after(4), file=files.of(1))
-        told = []
-        fresh = run_single_fold(setup, SETTING, setup.folds[0], 3, told.append, file=files.of(1))
-        assert len(told) == fresh.epochs * steps_of_an_epoch(setup) and same(fresh, uninterrupted[False])
+            run_single_fold(**args, observer=Steps(4), file=files.of(1))
+        left = Steps()
+        fresh = run_single_fold(setup, SETTING, setup.folds[0], 3, left, file=files.of(1))
+        assert left.count == fresh.epochs * steps_of_an_epoch(setup) and same(fresh, uninterrupted[False])
 
 
 def test_a_broken_file_costs_the_fold_and_no_more(setup, uninterrupted, tmp_path, caplog):
     files = Checkpoints(tmp_path, "slot-0", {}, OFTEN)
     with pytest.raises(Killed):
-        run_single_fold(setup, SETTING, setup.folds[0], 3, dies_after(4), file=files.of(1))
+        run_single_fold(setup, SETTING, setup.folds[0], 3, Steps(4), file=files.of(1))
     path = files.of(1).path
     path.write_bytes(path.read_bytes()[:-100])
     assert same(run_single_fold(setup, SETTING, setup.folds[0], 3, file=files.of(1)), uninterrupted[False])
@@ -186,7 +187,7 @@ def test_a_killed_study_loses_one_step(tmp_path, tell):
     kill = whole // 4 + 3
     assert run_study(tmp_path / "killed", kill, *often)[0] == -signal.SIGKILL
     kept = list((tmp_path / "killed" / "kept" / "checkpoints").iterdir())
-    assert [path.name for path in kept] == ["slot-0-fold-2.safetensors"]
+    assert [path.name for path in kept] == ["slot-0-fold-2.pt"]
     ended, left = run_study(tmp_path / "killed", 0)
     assert ended == 0
     tell("within", "one kill", f"{whole} steps uninterrupted, killed in step {kill}, {left} steps left")

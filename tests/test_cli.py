@@ -81,7 +81,7 @@ def test_stopped_it_says_so_in_one_line_and_keeps_what_is_finished(said: dict[st
 
 def test_worker_goes_on_and_nothing_is_trained_twice(said: dict[str, str], folder: Path) -> None:
     log = (folder / "small" / "study.log").read_text()
-    assert "Trial 0 goes on" in log and log.count("Trial 0 fold 1") == 1
+    assert "Resuming trial 0" in log and log.count("Trial 0 fold 1") == 1
     assert "This worker has ended. Study: 2 of 2 done" in said["worker"]
     assert [s.outcome for s in Ledger(f"sqlite:///{folder}/small/study.db", "small").slots()].count(None) == 0
 

@@ -22,8 +22,9 @@ from criteria_hpo.model.device import autocast_for, make_scaler, set_numerics
 from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.model.families import tiny_encoder
 from criteria_hpo.results.test_set import refit_best
-from criteria_hpo.training.cross_validation import cross_validate, run_single_fold, start_run, with_sizes
+from criteria_hpo.training.cross_validation import cross_validate, run_single_fold, with_sizes
 from criteria_hpo.training.epoch import Diverged, predict
+from criteria_hpo.training.fold import Observer, start_training
 from criteria_hpo.training.optim import accumulation_step, make_schedule
 from criteria_hpo.training.setup import make_setup
 
@@ -179,9 +180,7 @@ def test_the_same_fold_around_another_trial_is_the_same_to_the_bit(setup, once, 
 @pytest.mark.parametrize("physical", [16, 5, 1])
 def test_the_schedule_counts_optimiser_steps(setup, physical, monkeypatch):
     runs = []
-    monkeypatch.setattr(
-        "criteria_hpo.training.cross_validation.start_run", lambda *args: runs.append(start_run(*args)) or runs[-1]
-    )
+    monkeypatch.setattr("criteria_hpo.training.fold.start_training", lambda *args: runs.append(start_training(*args)) or runs[-1])
     run_single_fold(dataclasses.replace(setup, physical_batch_size=physical), SETTING, setup.folds[0], seed=3)
     assert runs[0].schedule.last_epoch == 2 * math.ceil(len(setup.folds[0].train) / 16)
     assert runs[0].optimizer.param_groups[0]["lr"] == 0
@@ -196,16 +195,26 @@ def undisturbed(setup):
     return {sizes: run_single_fold(with_sizes(setup, *sizes), STILL, setup.folds[0], seed=3) for sizes in LEFT}
 
 
+class Sizes(Observer):
+    """Notes the batch sizes of every restart."""
+
+    def __init__(self):
+        self.seen = []
+
+    def sizes(self, physical, evaluation):
+        self.seen.append((physical, evaluation))
+
+
 @pytest.mark.parametrize("step", ["first", "last of an epoch", "evaluation", "second epoch", "the last rows"])
 def test_memory_running_out_anywhere_costs_nothing(setup, undisturbed, inject, step):
     """Only the size that was too large is halved, and it is told before the fold starts again."""
-    steps, told = math.ceil(len(setup.folds[0].train) / 16), []
+    steps, heard = math.ceil(len(setup.folds[0].train) / 16), Sizes()
     last = 2 * steps + 2 * math.ceil(len(setup.folds[0].inner) / 32) + 1
     at = {"first": 1, "last of an epoch": steps, "evaluation": steps + 1, "second epoch": steps + 4, "the last rows": last}[step]
     left = LEFT[{"evaluation": 2, "the last rows": 3}.get(step, 1)]
     inject(out_of_memory_at(at))
-    survived = run_single_fold(setup, STILL, setup.folds[0], seed=3, on_sizes=lambda *sizes: told.append(sizes))
-    assert [survived.fits] == told == [left] and survived.losses == undisturbed[left].losses
+    survived = run_single_fold(setup, STILL, setup.folds[0], seed=3, observer=heard)
+    assert [survived.fits] == heard.seen == [left] and survived.losses == undisturbed[left].losses
     assert np.array_equal(survived.probs, undisturbed[left].probs)
     assert np.abs(survived.probs - undisturbed[16, 32].probs).max() < 1e-5
 
@@ -362,7 +371,7 @@ def test_a_reset_reads_nothing_from_disk(setup, monkeypatch):
     first = setup.classifier.snapshot()
     for name in ("builtins.open", "io.open", "os.open", "safetensors.safe_open", "torch.load"):
         monkeypatch.setattr(name, lambda path, *args, **kwargs: opened.append(path) or pytest.fail(f"{path} was opened"))
-    start_run(setup, HParams(freeze_layers=1), setup.folds[0], seed=2)
+    start_training(setup, HParams(freeze_layers=1), setup.folds[0], seed=2)
     setup.classifier.reset(1)
     monkeypatch.undo()
     assert not opened and all(torch.equal(v, first[k]) for k, v in setup.classifier.snapshot().items())

@@ -28,6 +28,7 @@ from criteria_hpo.storage.database import open_storage
 from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training.epoch import fold_seed
+from criteria_hpo.training.fold import Observer
 
 COMMON = ["preset=smoke", "model=tiny", "data.max_groups=15", "hpo.pruner.type=none", "hpo.pruner.patience.folds=null"]
 
@@ -135,14 +136,18 @@ def failing(monkeypatch, error, slot=1, times=99):
     """Trials of one slot raise `error` at their third fold, the first `times` times."""
     left, good = [times], Invented(0.0)
 
-    def cross_validate(setup, hparams, study_seed, trial, on_fold, start=1, **rest):
-        def stop_after_two(result):
-            if trial == slot and result.fold == 3 and left[0]:
+    class Failing(Observer):
+        def __init__(self, trial, observer):
+            self.trial, self.step, self.commit = trial, observer.step, observer.fold
+
+        def fold(self, result):
+            if self.trial == slot and result.fold == 3 and left[0]:
                 left[0] -= 1
                 raise error
-            return on_fold(result)
+            return self.commit(result)
 
-        good(setup, hparams, study_seed, trial, stop_after_two, start=start, **rest)
+    def cross_validate(setup, hparams, study_seed, trial, observer, *rest):
+        good(setup, hparams, study_seed, trial, Failing(trial, observer), *rest)
 
     monkeypatch.setattr(objective_room, "cross_validate", cross_validate)
 
@@ -224,7 +229,7 @@ def test_memory_that_runs_out_in_a_training_step(tmp_path, monkeypatch, tell):
     tell("errors in training", "no batch fits into memory", str(none_fits.value))
     tell("errors in training", "four samples do", f"physical batch size {study.user_attrs['physical_batch_size']} from then on")
     assert study.user_attrs["physical_batch_size"] == 4 and [slot.outcome for slot in ledger.slots()] == ["COMPLETE"] * 3
-    assert "starting again with 4" in (study_dir(cfg) / "study.log").read_text() and len(ledger.folds()) == 6
+    assert "restarting with 4" in (study_dir(cfg) / "study.log").read_text() and len(ledger.folds()) == 6
 
 
 class InventedCard(vram.Card):

@@ -15,6 +15,7 @@ from criteria_hpo.model.dropout import read_dropout
 from criteria_hpo.search.search_space import parse_space
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training import epoch
+from criteria_hpo.training import fold as fold_module
 from criteria_hpo.training.optim import warmup_steps
 from criteria_hpo.training.setup import make_setup
 
@@ -54,7 +55,7 @@ def test_the_table_covers_every_searched_parameter():
 @pytest.mark.parametrize("name", CHANGED)
 def test_acts_alone(setup, base, name, monkeypatch):
     seen = {}
-    make_optimizer, make_schedule, step = trainer.make_optimizer, trainer.make_schedule, epoch.accumulation_step
+    make_optimizer, make_schedule, step = fold_module.make_optimizer, fold_module.make_schedule, epoch.accumulation_step
 
     def optimizer(*args):
         seen["optimizer"] = make_optimizer(*args)
@@ -71,8 +72,8 @@ def test_acts_alone(setup, base, name, monkeypatch):
         seen["steps"] = seen.get("steps", 0) + 1
         return step(*args)
 
-    monkeypatch.setattr(trainer, "make_optimizer", optimizer)
-    monkeypatch.setattr(trainer, "make_schedule", schedule)
+    monkeypatch.setattr(fold_module, "make_optimizer", optimizer)
+    monkeypatch.setattr(fold_module, "make_schedule", schedule)
     monkeypatch.setattr(epoch, "accumulation_step", counted)
     setting = BASE.model_copy(update={name: CHANGED[name]})
     changed = trainer.run_single_fold(setup, setting, setup.folds[0], seed=1)
@@ -124,8 +125,8 @@ def with_variants(setup):
 @pytest.mark.parametrize("name", AUG_CHANGED)
 def test_augmentation_acts_alone(with_variants, base, name, monkeypatch):
     seen = []
-    make = trainer.training_source
-    monkeypatch.setattr(trainer, "training_source", lambda *args: seen.append(make(*args)) or seen[-1])
+    make = fold_module.training_source
+    monkeypatch.setattr(fold_module, "training_source", lambda *args: seen.append(make(*args)) or seen[-1])
     fold = with_variants.folds[0]
     before = trainer.run_single_fold(with_variants, AUGMENTED, fold, seed=1)
     changed = trainer.run_single_fold(with_variants, AUGMENTED.model_copy(update={name: AUG_CHANGED[name]}), fold, seed=1)

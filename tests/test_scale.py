@@ -21,8 +21,8 @@ from criteria_hpo.model.families import tiny_encoder
 from criteria_hpo.results.costs import costs_by_reason
 from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.training import cross_validation as trainer
-from criteria_hpo.training.cross_validation import FoldResult
 from criteria_hpo.training.epoch import TrainingSetup
+from criteria_hpo.training.fold import FoldResult
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "criteria_hpo"
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 PICKLERS = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
@@ -56,17 +56,26 @@ def call_faults(node: ast.Call) -> list[str]:
     return faults
 
 
+def reads_only_weights(node: ast.AST, names: dict[str, str]) -> bool:
+    """Whether the node is `torch.load(..., weights_only=True)`, which builds nothing but tensors and plain values."""
+    if not isinstance(node, ast.Call) or full_name(node.func, names) != "torch.load":
+        return False
+    given = {keyword.arg: keyword.value for keyword in node.keywords}
+    return isinstance(given.get("weights_only"), ast.Constant) and given["weights_only"].value is True
+
+
 def dangers(source: str) -> list[str]:
     """What in a module's source could run what it reads."""
     tree, found = ast.parse(source), []
     names = imported(tree)
+    safe = {node.func for node in ast.walk(tree) if reads_only_weights(node, names)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             found += [f"import {name}" for name in modules if name.split(".")[0] in PICKLERS - {"pickle"}]
         if isinstance(node, ast.ImportFrom) and node.module:
             found += [f"{node.module}.{alias.name}" for alias in node.names if is_danger(f"{node.module}.{alias.name}")]
-        if isinstance(node, ast.Name | ast.Attribute) and is_danger(name := full_name(node, names)):
+        if isinstance(node, ast.Name | ast.Attribute) and node not in safe and is_danger(name := full_name(node, names)):
             found.append(name)
         if isinstance(node, ast.Call):
             found += call_faults(node)
@@ -92,7 +101,9 @@ def is_danger(name: str) -> bool:
         ("def f():\n    import pickle\n    return pickle.Unpickler(file)", "pickle.Unpickler"),
         ("import joblib", "import joblib"),
         ("from dill import load", "import dill"),
-        ("import torch\ntorch.load(path, weights_only=True)", "torch.load"),
+        ("import torch\ntorch.load(path)", "torch.load"),
+        ("import torch\ntorch.load(path, weights_only=False)", "torch.load"),
+        ("import torch\nread = torch.load", "torch.load"),
         ("from torch import load as read\nread(path)", "torch.load"),
         ("import numpy as np\nnp.load(path, allow_pickle=True)", "allow_pickle is not False"),
         ("import yaml\nyaml.load(text, Loader=yaml.Loader)", "yaml.Loader"),
@@ -114,6 +125,7 @@ def test_dangers_are_seen(source: str, danger: str) -> None:
     [
         "model.eval()\nre.compile(text)",
         "import yaml\nyaml.safe_load(text)",
+        "import torch\ntorch.load(path, map_location='cpu', weights_only=True)",
         "import numpy as np\nnp.load(path)\nnp.load(path, allow_pickle=False)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
         "AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)",

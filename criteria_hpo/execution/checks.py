@@ -13,11 +13,11 @@ import pandas as pd
 from ..config.schema import Config
 from ..core.errors import DataError, ModelError
 from ..data.folds import refit_fold
+from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
 from ..model.encoders import load_tokenizer
 from ..search.search_space import check_augmentation, parse_space
-from ..training.baselines import inner_splits
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00005
 FEW_GROUPS, TOO_FEW_GROUPS = 30, 10

@@ -24,7 +24,7 @@ from ..config.paths import storage_url
 from ..config.schema import Config
 from ..core.errors import StudyError, logger
 from ..data.study_data import Data
-from .trial import SIZES
+from .batch_sizes import SIZES
 from ..search.dimensions import Dimension
 from ..search.search_space import first_changes, parse_space, warm_start_settings
 from ..storage.database import exclusive, open_storage

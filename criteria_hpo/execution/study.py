@@ -30,6 +30,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError, UserError, guarded, logger
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
+from .batch_sizes import store_sizes, stored_sizes
 from .checks import check_study
 from criteria_hpo.execution.identity import (
     effective_differences,
@@ -42,7 +43,7 @@ from criteria_hpo.execution.identity import (
     used_methods,
 )
 from .manifest import write_manifest
-from .trial import Objective, keep_sizes, kept_sizes, sampler_notice
+from .trial import Objective, sampler_notice
 from .worker import Job, fail_orphaned_trials, is_done, run_worker
 from .worker_pool import EXIT_STOPPED, WorkerPool, receive_task, run_worker_pool, send_task
 from ..model.dropout import missing_roles
@@ -69,7 +70,7 @@ def searchable(space: tuple[Dimension, ...], model: PreTrainedModel) -> tuple[Di
 # %% ../../nbs/execution/70_study.ipynb #33d57ba0
 def has_valid_sizes(study: optuna.Study) -> bool:
     "Return whether the study has batch sizes that were found for at most this process's share of a GPU."
-    return kept_sizes(study) is not None and gpu_share() >= study.user_attrs.get("gpu_share", 0.0)
+    return stored_sizes(study) is not None and gpu_share() >= study.user_attrs.get("gpu_share", 0.0)
 
 # %% ../../nbs/execution/70_study.ipynb #a5359aed
 def make_study_setup(
@@ -82,8 +83,8 @@ def make_study_setup(
 
 def _setup(cfg: Config, data: Data, study: optuna.Study, ledger: Ledger, request: StopRequest | None) -> TrainingSetup:
     "Return the training setup; probe the batch sizes if the study has none that hold for this process."
-    space, sizes = parse_space(cfg.hpo.search_space), kept_sizes(study) if has_valid_sizes(study) else None
-    if sizes is None and kept_sizes(study):
+    space, sizes = parse_space(cfg.hpo.search_space), stored_sizes(study) if has_valid_sizes(study) else None
+    if sizes is None and stored_sizes(study):
         was, now = study.user_attrs["gpu_share"], gpu_share()
         logger.warning(
             "Batch sizes were found for %.0f %% of a GPU, a worker now has %.0f %%: probed again", 100 * was, 100 * now
@@ -92,7 +93,7 @@ def _setup(cfg: Config, data: Data, study: optuna.Study, ledger: Ledger, request
     setup = make_setup(cfg, data, largest, sizes, reachable_options(space, cfg), used_methods(study), request)
     pin_variants(cfg, study, ledger, {method: dict(variants.about) for method, variants in setup.variants.items()})
     setup = replace(setup, folds=setup.folds[: cfg.folds_per_trial])
-    fixed = keep_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
+    fixed = store_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
     if sizes is None:
         study.set_user_attr("gpu_share", gpu_share())
     return with_sizes(setup, *fixed)
@@ -121,7 +122,7 @@ def run_trials(
     if warning := patience_line(cfg):
         logger.warning(warning)
     objective = Objective(cfg, study, ledger, setup, space, pruner, criteria)
-    return run_worker(Job(study, ledger, objective, cfg.n_trials, objective.settle, check), request or StopRequest(""))
+    return run_worker(Job(study, ledger, objective, cfg.n_trials, objective.close_if_trained, check), request or StopRequest(""))
 
 # %% ../../nbs/execution/70_study.ipynb #1b2932f1
 @dataclass
@@ -139,7 +140,7 @@ class StudyRun:
         if self._setup is None:
             self.make_variants(request)
             self._setup = make_study_setup(self.cfg, self.data, self.study, self.ledger, request)
-        return with_sizes(self._setup, *sizes) if (sizes := kept_sizes(self.study)) else self._setup
+        return with_sizes(self._setup, *sizes) if (sizes := stored_sizes(self.study)) else self._setup
 
     def make_variants(self, request: StopRequest | None = None) -> None:
         "Make the missing variants of every method that the configuration or a stored trial uses. Raises `Interrupted`."

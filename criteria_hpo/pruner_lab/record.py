@@ -36,7 +36,6 @@ from ..execution.study import searchable
 from .fold_table import EpochRow, TableFolder
 from ..search.dimensions import Dimension
 from ..search.search_space import largest_batch_size, parse_space, reachable_options, sample
-from ..training.cross_validation import start_run
 from criteria_hpo.training.epoch import (
     Diverged,
     TrainingSetup,
@@ -47,6 +46,7 @@ from criteria_hpo.training.epoch import (
     watch,
     watched_rows,
 )
+from ..training.fold import start_training
 from ..training.metrics import METRICS
 from ..training.setup import make_setup
 
@@ -66,7 +66,7 @@ def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int)
     clock = time.process_time if setup.device.type == "cpu" else time.perf_counter
     setup = replace(setup, training=setup.training.for_setting(hparams))
     start, watched, source = clock(), watched_rows(setup, fold), training_source(setup.tokens, setup.variants, hparams)
-    run, learning = start_run(setup, hparams, fold, seed), replace(setup, tokens=source.tokens)
+    run, learning = start_training(setup, hparams, fold, seed), replace(setup, tokens=source.tokens)
     for epoch in range(1, setup.training.num_epochs + 1):
         train_epoch(learning, epoch_batches(source, fold.train, hparams.batch_size, seed, epoch), run, lambda share: None)
         inner, trained = watch(setup, watched), clock()

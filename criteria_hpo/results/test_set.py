@@ -20,10 +20,10 @@ from ..core.errors import StudyError, logger
 from ..core.files import write_whole
 from ..execution.checks import TOO_FEW_GROUPS, group_remarks
 from ..execution.study import StudyRun
+from .baselines import Baseline, constant_baseline, tfidf_baseline
 from .bootstrap import Prediction, group_intervals, paired_difference
 from .looks import count_look, keep_results, looks_line, looks_of, results_text
 from ..search.search_space import hparams_of
-from ..training.baselines import Baseline, constant_baseline, tfidf_baseline
 from ..training.cross_validation import run_single_fold, with_sizes
 from ..training.epoch import Diverged, TrainingSetup, fold_seed, predict
 from criteria_hpo.training.metrics import (

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'MIN_FOR_THRESHOLD', 'SAME_SCORE', 'check_scores', 'f1', 'average_precision', 'roc_auc', 'matthews',
            'score_all', 'best_threshold', 'can_choose_threshold', 'choose_threshold', 'constant_answer',
            'constant_scores', 'constant_answer_of', 'constant_scores_of', 'count_pairs', 'confusion_by_group',
-           'f1_of_counts', 'mcc_of_counts']
+           'f1_of_counts', 'mcc_of_counts', 'criterion_counts']
 
 # %% ../../nbs/training/20_metrics.ipynb #d1e9c87f
 from collections.abc import Callable
@@ -169,3 +169,10 @@ def mcc_of_counts(counts: np.ndarray) -> np.ndarray:
     tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
     margins = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
     return (tp * tn - fp * fn) / np.where(margins == 0, 1, margins)
+
+# %% ../../nbs/training/20_metrics.ipynb #52a0966c
+def criterion_counts(criteria: np.ndarray, labels: np.ndarray, probs: np.ndarray) -> dict[str, dict[str, int]]:
+    "Return tp, fp, fn and tn of `probs >= 0.5` by criterion; arrays of criterion ids, 0/1 and [0, 1], shape (n,)."
+    ids, codes = np.unique(criteria.astype(str), return_inverse=True)
+    counts = confusion_by_group(codes, labels.astype(bool), probs >= 0.5)
+    return {str(name): dict(zip(("tp", "fp", "fn", "tn"), map(int, row))) for name, row in zip(ids, counts)}
