@@ -1,4 +1,4 @@
-"""A recording that is killed goes on to the same numbers; the recorded table is whole, small, and holds numbers only."""
+"""A recording that is killed and resumed has the same numbers; the recorded table is complete, small, and holds only numbers."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def lines(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills by SIGKILL")
-def test_a_killed_recording_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+def test_a_killed_recording_resumes_with_the_same_numbers(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "criteria_hpo.pruner_lab.record", "--out", str(killed), *WORDS],
@@ -66,7 +66,7 @@ def test_the_recorded_table_is_large_enough_and_settings_differ_by_more_than_luc
     assert settings >= 150 and repeats >= 2 and folds == 5 and epochs >= 3
     for found in (signal_of(table.first(30)), signal_of(table)):  # the pilot, and all of it
         assert found["between"] > found["error"] and found["correlation"] > 0.5
-        assert found["between"] < found["fold"], "one fold says less than the settings differ, as the notebooks tell"
+        assert found["between"] < found["fold"], "one fold is noisier than the settings are different, as the notebooks state"
 
 
 def test_the_recorded_table_is_small_and_holds_numbers_only() -> None:
@@ -79,26 +79,26 @@ def test_the_recorded_table_is_small_and_holds_numbers_only() -> None:
     assert gammas == {0.0, 1.0, 2.0, 3.0}
 
 
-def test_a_table_with_one_repeat_is_refused_in_a_line() -> None:
+def test_a_table_with_one_repeat_is_rejected_in_one_line() -> None:
     table = load_table(RECORDED, repeats=1)
     for judge in (signal_of, lambda t: lay_out(t, [random_draw(t, np.arange(9), 0, np.random.default_rng(0))])):
         with pytest.raises(StudyError, match="--repeats 2"):
             judge(table)
 
 
-# The rendered notebook, and what is told of it elsewhere.
+# The rendered notebook, and the numbers that other files quote from it.
 
 GALLERY, TEMPLATE = ROOT / "studies" / "gallery" / "pruner_replay.ipynb", ROOT / "studies" / "pruner_replay.ipynb"
 
 
 def cells(path: Path) -> list[tuple[str, str]]:
-    """Kind and text of the cells that somebody wrote: papermill's injected parameters are none."""
+    """Kind and text of all cells except papermill's injected parameters."""
     found = json.loads(path.read_text())["cells"]
     return [(c["cell_type"], "".join(c["source"])) for c in found if "injected-parameters" not in c["metadata"].get("tags", [])]
 
 
 def test_the_rendered_notebook_is_the_template_at_the_parameters_that_it_names() -> None:
-    assert cells(GALLERY) == cells(TEMPLATE), "render it again: the command stands in its first cell"
+    assert cells(GALLERY) == cells(TEMPLATE), "render it again: the command is in its first cell"
     named = dict(re.findall(r"-p (\w+) (\d+)", cells(TEMPLATE)[0][1]))
     (injected,) = (c for c in json.loads(GALLERY.read_text())["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
     assert dict(re.findall(r"^(\w+) = (\d+)$", "".join(injected["source"]), re.MULTILINE)) == named
@@ -108,26 +108,26 @@ def test_the_rendered_notebook_is_the_template_at_the_parameters_that_it_names()
 def rendered_verdict() -> str:
     """The sentence of the rendered notebook that says which pruner to use."""
     outputs = [o for c in json.loads(GALLERY.read_text())["cells"] for o in c.get("outputs", [])]
-    (said,) = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
-    return said
+    (text,) = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+    return text
 
 
 def test_racing_is_what_the_rendered_replay_found_and_claims_no_more() -> None:
-    hpo, said = load_config(["hpo=racing"]).hpo, rendered_verdict()
-    assert Candidate(hpo.pruner) == RACING and f"**{RACING.name}**" in said
+    hpo, found = load_config(["hpo=racing"]).hpo, rendered_verdict()
+    assert Candidate(hpo.pruner) == RACING and f"**{RACING.name}**" in found
     assert hpo.search_space["focal_gamma"]["choices"] == [0.0, 1.0, 2.0, 3.0]
-    told = " ".join(
+    quoted = " ".join(
         line[2:] for line in (ROOT / "criteria_hpo/configs/hpo/racing.yaml").read_text().splitlines() if line[:1] == "#"
     )
     own, away = (
-        re.search(pattern, said)[0] for pattern in (r"\d+% of the folds saved[^:]*?kept in \d+%", r"reported on .*?kept in \d+%")
+        re.search(pattern, found)[0] for pattern in (r"\d+% of the folds saved[^:]*?kept in \d+%", r"reported on .*?kept in \d+%")
     )
     for figure in (
         *re.findall(r"\d+% of the folds saved", own + away),
         *re.findall(r"lost in [\d.]+% of the studies", own + away),
     ):
-        assert figure in told, f"racing.yaml does not say what was measured: {figure}"
-    assert ("None reaches the goal" in told) == said.startswith("None does")
+        assert figure in quoted, f"racing.yaml does not quote the measured value: {figure}"
+    assert ("None reaches the goal" in quoted) == found.startswith("None does")
 
 
 def test_the_verdict_does_not_hang_on_the_seed() -> None:
