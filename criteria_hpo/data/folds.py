@@ -41,7 +41,7 @@ def _check_both_labels(pairs: pd.DataFrame) -> None:
             f"data.columns.label to the column with the labels"
         )
 
-
+# %% ../../nbs/data/30_folds.ipynb #fce4363e
 def check_test(dev: pd.DataFrame, test: pd.DataFrame, fix: str = "change data.test_fraction") -> None:
     """Raise DataError if a side of the split lacks a label, the test split has one group, or a group is on both sides."""
     check_disjoint(dev=dev.group_id, test=test.group_id)

@@ -91,6 +91,20 @@ def _tokenise_chunk(chunk: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max
     return lengths, np.concatenate(encoded["input_ids"]).astype(np.int32), types, cut
 
 # %% ../../nbs/data/60_tokens.ipynb #e16dda10
+def _join(chunks: list[tuple], labels: np.ndarray, pad_token_id: int) -> TokenisedPairs:
+    """Return the chunks of `_tokenise_chunk` as one object."""
+    empty = (np.empty(0, np.int64), np.empty(0, np.int32), None, np.empty(0, np.int32))
+    lengths, input_ids, types, cut = zip(*(chunks or [empty]))
+    return TokenisedPairs(
+        np.concatenate(input_ids),
+        None if types[0] is None else np.concatenate(types),
+        np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+        labels,
+        pad_token_id,
+        np.concatenate(cut),
+    )
+
+# %% ../../nbs/data/60_tokens.ipynb #33196086
 def tokenise(
     pairs: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,28 +122,19 @@ def tokenise(
     check_criteria(pairs, tokenizer, max_length)
     starts = tqdm(range(0, len(pairs), CHUNK), desc="tokenising", unit="k pairs", disable=len(pairs) <= 20_000)
     chunks = [_tokenise_chunk(pairs[start : start + CHUNK], tokenizer, max_length, long_posts) for start in starts]
-    empty = (np.empty(0, np.int64), np.empty(0, np.int32), None, np.empty(0, np.int32))
-    lengths, input_ids, types, cut = zip(*(chunks or [empty]))
-    tokens = TokenisedPairs(
-        np.concatenate(input_ids),
-        None if types[0] is None else np.concatenate(types),
-        np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
-        pairs.label.to_numpy(np.float32),
-        int(tokenizer.pad_token_id),
-        np.concatenate(cut),
-    )
+    tokens = _join(chunks, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
     if tokens.cut.any():
         shares = f"{tokens.cut_pairs_share:.1%} of the pairs, {tokens.cut_tokens_share:.1%} of all tokens"
         logger.info("model.max_length=%d cuts posts (%s): %s", max_length, long_posts, shares)
     return tokens
 
 # %% ../../nbs/data/60_tokens.ipynb #ec7ba012
-POOL = 16
-
-
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Return consecutive parts of `rows` of this size; the last may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+# %% ../../nbs/data/60_tokens.ipynb #3eb2ac2c
+POOL = 16  # batches
 
 
 def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:

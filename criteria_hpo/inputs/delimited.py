@@ -29,7 +29,7 @@ SIGNATURES = {  # first bytes of files that are not UTF-8 text
 }
 SAVE_AS_UTF8 = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
 
-
+# %% ../../nbs/inputs/10_delimited.ipynb #3a4ad9c4
 def _check_signature(first_line: bytes, source: str) -> None:
     """Raise DataError if a file begins with one of `SIGNATURES`."""
     for signature, content in SIGNATURES.items():
@@ -81,7 +81,7 @@ def _csv_error(err: csv.Error, source: str, row: int) -> DataError:
         fix = "save it with Windows or Unix line ends"
     return DataError(f"{source}, row {row}: not well-formed ({reason}); {fix}")
 
-
+# %% ../../nbs/inputs/10_delimited.ipynb #163f04fc
 def _csv_rows(stream: IO[bytes], source: str, separator: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV file as lists of cells; a first row `sep=X` is a single cell and sets the separator."""
     limit, number, top, lines = csv.field_size_limit(MAX_LINE), 0, 1, text_lines(stream, source)

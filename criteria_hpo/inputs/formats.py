@@ -222,7 +222,7 @@ LAYOUTS: dict[str, Callable[[pd.DataFrame, DataConfig, str, Mapping[str, str]], 
     "joined": joined_rows,
 }
 
-
+# %% ../../nbs/inputs/80_formats.ipynb #519d7aa2
 def read_pairs(data: DataConfig, criteria: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Return canonical pairs (see `pairs.check_pairs`) of the table at `data.path` in the layout `data.layout`.
 

@@ -49,7 +49,7 @@ def _is_negation(word: str) -> bool:
     )
     return re.match(denial, word.casefold()) is not None
 
-
+# %% ../../nbs/inputs/40_labels.ipynb #5123ccef
 def _example_map(words: list[str]) -> str:
     """Return a map of these words to labels, for a message: 0 and 1 stay where both occur, missing is null, a denial 0."""
     spellings = {normalise_label(word): word for word in reversed(words)}

@@ -18,17 +18,17 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import ConfigError, DataError, did_you_mean, logger
-from criteria_hpo.inputs.cells import (
-    check_cells,
-    count_rows,
-    distinct_cells,
-    is_missing,
-    quoted_id,
-    strip_cell,
-    warn_of_suspicious_cells,
-)
+from .cells import check_cells, count_rows, distinct_cells, strip_cell, warn_of_suspicious_cells
 from .labels import check_evidence, parse_evidence, read_labels
-from .repairs import drop_removed, merge_repeated_pairs, read_groups, unify_ids, unify_texts
+from criteria_hpo.inputs.repairs import (
+    check_consistent,
+    check_split,
+    drop_removed,
+    merge_repeated_pairs,
+    read_groups,
+    unify_ids,
+    unify_texts,
+)
 from .tables import read_table
 
 # %% ../../nbs/inputs/60_pairs.ipynb #f492a87a
@@ -46,6 +46,29 @@ def _list_columns(found: list[str]) -> str:
     return f"the file has {', '.join(name or '(no name)' for name in found[:15])}{more}"
 
 # %% ../../nbs/inputs/60_pairs.ipynb #7c2e0959
+def _missing_column(
+    name: str, found: list[str], names: Mapping[str, str | None], required: tuple[str, ...], source: str, generated: bool
+) -> DataError:
+    """Return the error for a column that is not in the file, with the most similar name; `generated`: null makes its ids."""
+    column = str(names[name])
+    similar = did_you_mean(column, [other for other in found if other not in names.values()])
+    from_texts = " (null: ids from the texts)" * generated
+    return DataError(
+        f"{source}: column {column} is missing{similar}; required: {', '.join(required)}; set data.columns.{name} to the name of "
+        f"another column{from_texts}; {_list_columns(found)}"
+    )
+
+# %% ../../nbs/inputs/60_pairs.ipynb #c6707746
+def _check_column(name: str, column: str, found: list[str], names: Mapping[str, str | None], source: str) -> None:
+    """Raise DataError for the column of the posts under another name, and for a column that occurs twice."""
+    if name != "post" and column == names.get("post"):
+        raise DataError(
+            f"{source}: data.columns.{name}={column} is the column of the posts, whose texts are never shown; name another"
+        )
+    if found.count(column) > 1:
+        raise DataError(f"{source}: column {column} occurs {found.count(column)} times; keep one")
+
+# %% ../../nbs/inputs/60_pairs.ipynb #766ca89f
 def take_columns(
     frame: pd.DataFrame,
     names: Mapping[str, str | None],
@@ -67,21 +90,11 @@ def take_columns(
             if name in required:
                 raise ConfigError(f"data.columns.{name}=null: {source} needs this column; set its name")
             continue
-        if name != "post" and column == names.get("post"):
-            raise DataError(
-                f"{source}: data.columns.{name}={column} is the column of the posts, whose texts are never shown; name another"
-            )
-        if found.count(column) > 1:
-            raise DataError(f"{source}: column {column} occurs {found.count(column)} times; keep one")
+        _check_column(name, column, found, names, source)
         if column in found:
             taken[name] = frame[column]
         elif name in required or column != name:
-            similar = did_you_mean(column, [other for other in found if other not in names.values()])
-            from_texts = " (null: ids from the texts)" if name in generated else ""
-            raise DataError(
-                f"{source}: column {column} is missing{similar}; required: {', '.join(required)}; set data.columns.{name} to the "
-                f"name of another column{from_texts}; {_list_columns(found)}"
-            )
+            raise _missing_column(name, found, names, required, source, name in generated)
     return pd.DataFrame(taken)
 
 # %% ../../nbs/inputs/60_pairs.ipynb #d90c1bde
@@ -113,36 +126,6 @@ def _check_blanks(rows: pd.DataFrame, source: str, column_names: Mapping[str, st
             column = column_names[name]
             raise DataError(f"{source}, row {blank[0]}: {column} is blank; fill it in or delete the row ({count_rows(blank)})")
 
-# %% ../../nbs/inputs/60_pairs.ipynb #a1e75fa2
-def _check_consistent(rows: pd.DataFrame, key: str, value: str, source: str, column_names: Mapping[str, str]) -> None:
-    """Raise DataError if one id in `key` occurs with two different cells in `value`."""
-    first = rows.groupby(key)[value].transform("first")
-    other = rows.index[rows[value] != first]
-    if len(other):
-        name = rows.at[other[0], key]
-        start = rows.index[rows[key] == name][0]
-        missing = ", a word for a missing value," if is_missing(name) else ""
-        raise DataError(
-            f"{source}, row {other[0]}: {quoted_id(column_names[key], name)}{missing} has another {column_names[value]} than in "
-            f"row {start}; use the same in both rows, or give one its own {column_names[key]}"
-        )
-
-# %% ../../nbs/inputs/60_pairs.ipynb #db0676eb
-def _check_split(rows: pd.DataFrame, source: str, column_names: Mapping[str, str]) -> pd.DataFrame:
-    """Return `rows`, without `split` if that column is blank throughout; raise DataError if it is blank in some rows only."""
-    if "split" not in rows:
-        return rows
-    blank = rows.index[rows["split"] == ""]
-    if len(blank) == len(rows):
-        return rows.drop(columns="split")
-    if len(blank):
-        raise DataError(
-            f"{source}, row {blank[0]}: {column_names['split']} is blank but filled in other rows; fill it in "
-            f"({count_rows(blank)}), or ignore the column by data.columns.split=null"
-        )
-    _check_consistent(rows, "post_id", "split", source, column_names)
-    return rows
-
 # %% ../../nbs/inputs/60_pairs.ipynb #146ac84d
 def warn_of_copies(rows: pd.DataFrame, source: str) -> int:
     """Return the number of texts that occur in more than one group, and log it if it is not zero."""
@@ -168,9 +151,9 @@ def _check_rows(rows: pd.DataFrame, source: str, column_names: Mapping[str, str]
     for key, value in (("post_id", "post"), ("criterion_id", "criterion")):
         rows = unify_texts(rows, key, value, source, column_names)
     for key, value in (("post_id", "post"), ("criterion_id", "criterion"), ("post_id", "group_id")):
-        _check_consistent(rows, key, value, source, column_names)
+        check_consistent(rows, key, value, source, column_names)
     check_evidence(rows, source, column_names)
-    return _check_split(rows, source, column_names)
+    return check_split(rows, source, column_names)
 
 # %% ../../nbs/inputs/60_pairs.ipynb #302cc97f
 @contextmanager
@@ -204,7 +187,8 @@ def check_pairs(
     replaced by the post_id. Removed posts are left out and repeated pairs merged. Rows are sorted by (group_id, post_id,
     criterion_id) under a RangeIndex. Raises DataError at the first error. Warnings are logged unless `warn` is false, for a table
     that is checked twice."""
-    names: dict[str, str | None] = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
+    names: dict[str, str | None] = {name: name for name in (*COLUMNS, "split")}
+    names |= columns or {}
     rows = _prepare_rows(take_columns(frame, names, REQUIRED, source), first_row)
     in_file = {name: column or name for name, column in (names | dict(column_names or {})).items()}
     with nullcontext() if warn else _without_warnings():

@@ -29,12 +29,12 @@ from ..core.errors import DataError, looked_in
 from .delimited import read_delimited, text_lines
 
 # %% ../../nbs/inputs/20_tables.ipynb #f9db2f49
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def _to_text(value: Any) -> str:
     """Return a value that JSON has no type for as text: bytes as UTF-8, a decimal, a time or a UUID as Python writes it."""
     return value.decode() if isinstance(value, bytes) else str(value)
+
+# %% ../../nbs/inputs/20_tables.ipynb #69f60770
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _as_text(value: Any, where: str) -> str:
@@ -75,7 +75,7 @@ def _read_object(line: str, where: str) -> dict[str, str]:
         raise DataError(f"{where}: valid JSON, but not an object; write one object {{...}} per line")
     return {str(name).strip().strip("\ufeff"): _as_text(value, where) for name, value in found.items()}
 
-
+# %% ../../nbs/inputs/20_tables.ipynb #e6af0cfc
 def read_json_lines(stream: IO[bytes], source: str) -> pd.DataFrame:
     """Return the objects of a file, one per line, as a frame of text; a missing name is a blank cell, an empty line a row."""
     lines = enumerate(text_lines(stream, source), start=1)
@@ -115,7 +115,7 @@ READERS: dict[str, Callable[[IO[bytes], str], pd.DataFrame]] = {
     ".parquet": _read_parquet,
 }
 
-
+# %% ../../nbs/inputs/20_tables.ipynb #ba88b6ad
 def _extension(path: Path, name: str) -> str:
     """Return the extension that gives the format of a file, without that of its compression."""
     extension = Path(name).suffix.lower()
@@ -140,7 +140,7 @@ DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {
     ".zst": lambda path: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")),
 }
 
-
+# %% ../../nbs/inputs/20_tables.ipynb #18875bcb
 @contextmanager
 def _open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield (extension, stream) of a file, decompressed if necessary."""
