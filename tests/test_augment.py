@@ -80,7 +80,7 @@ def marked():
     """A setup in which every word that may change is the mark in all variants, twice the mark by the second method."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(augment, "make_rewriter", lambda _, method, *rest: partial(walnuts, word=MARKS[method]))
-        patch.setattr(augment, "keep_one", lambda *args: None)
+        patch.setattr(augment, "append_variants", lambda *args: None)
         cfg = load_config([*SMALL, LOCAL])
         data = load_data(cfg)
         return cfg, data, make_setup(cfg, data, largest_batch=32)
@@ -314,7 +314,7 @@ def slow(sentences):
     time.sleep(0.2)
     return [["walnut"] * len(WORD.findall(sentence)) for sentence in sentences]
 augment.make_rewriter = lambda *args: slow
-augment.TOGETHER = 2
+augment.PAIRS_PER_CALL = 2
 augment.make_variants(load_data(cfg).dev, cfg.augmentation, "synonym", "", cfg.seed)
 """
 
@@ -334,7 +334,7 @@ def test_a_kill_loses_nothing_and_leaves_nothing(cache, monkeypatch):
     cfg = load_config(words)
     calls = []
     monkeypatch.setattr(augment, "make_rewriter", lambda *args: lambda texts: calls.append(texts) or walnuts(texts))
-    monkeypatch.setattr(augment, "TOGETHER", 2)
+    monkeypatch.setattr(augment, "PAIRS_PER_CALL", 2)
     made = augment.make_variants(load_data(cfg).dev, cfg.augmentation, "synonym", "", cfg.seed)
     assert len(calls) <= -(-len(made.rows) // 2) - (whole.count(b"\n") - 1) // 2
     assert kept.read_bytes().startswith(whole) and kept.read_bytes().count(b"\n") == len(made.rows) + 1

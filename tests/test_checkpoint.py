@@ -46,7 +46,7 @@ def setup():
     words = ["preset=smoke", "model=tiny", "data.max_groups=12", "model.max_length=48", "augmentation=nlpaug"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(augment, "make_rewriter", lambda *args: partial(walnuts))
-        patch.setattr(augment, "keep_one", lambda *args: None)
+        patch.setattr(augment, "append_variants", lambda *args: None)
         cfg = load_config([*words, "augmentation.variants=2", "hpo.search_space.aug_method.choices=[synonym]"])
         made = make_setup(cfg, load_data(cfg), largest_batch=16)
     training = made.training.model_copy(update={"num_epochs": EPOCHS, "early_stopping_patience": 2})
