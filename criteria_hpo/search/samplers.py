@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sampler_seed', 'slot_of', 'trial_of_slot', 'DeclaredSpace', 'SlotGp', 'SlotQmc', 'SlotCmaEs', 'make_sampler',
-           'one_by_one', 'sampler_line']
+           'independent_parameters', 'sampler_line']
 
 # %% ../../nbs/search/40_samplers.ipynb #bb680729
 import copy
@@ -32,7 +32,7 @@ def slot_of(trial: FrozenTrial) -> int:
     "Return the trial's slot, or its number in a study without slots."
     return trial.user_attrs.get("slot", trial.number)
 
-
+# %% ../../nbs/search/40_samplers.ipynb #77232d65
 def trial_of_slot(trials: Sequence[FrozenTrial], slot: int) -> FrozenTrial | None:
     """Return the trial bound to a slot, or None; in a study without slots, the trial with that number.
 
@@ -50,7 +50,7 @@ class DeclaredSpace(BaseSampler):
     slot: int
     space: dict[str, BaseDistribution]
 
-    def at(self, slot: int, space: Mapping[str, BaseDistribution]) -> "DeclaredSpace":
+    def for_slot(self, slot: int, space: Mapping[str, BaseDistribution]) -> "DeclaredSpace":
         "Return this sampler, set to one slot; dimensions with a single value are not sampled."
         self.slot, self.space = slot, {name: d for name, d in space.items() if not d.single()}
         return self
@@ -59,7 +59,7 @@ class DeclaredSpace(BaseSampler):
         "Return the dimensions that are modelled together."
         return dict(self.space)
 
-
+# %% ../../nbs/search/40_samplers.ipynb #9adc5d73
 class SlotGp(DeclaredSpace, GPSampler):
     "Gaussian process over all unconditional dimensions that every COMPLETE trial has; learns only from those trials."
 
@@ -68,7 +68,7 @@ class SlotGp(DeclaredSpace, GPSampler):
         known = [t.params.keys() for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         return {name: d for name, d in self.space.items() if all(name in params for params in known)}
 
-
+# %% ../../nbs/search/40_samplers.ipynb #95befd95
 class SlotQmc(DeclaredSpace, PointQmcSampler):
     "Sobol sequence over all unconditional dimensions; each slot is one point of it."
 
@@ -76,13 +76,27 @@ class SlotQmc(DeclaredSpace, PointQmcSampler):
         "Return the slot."
         return self.slot
 
+# %% ../../nbs/search/40_samplers.ipynb #97e7c153
+def _last_value(trial: FrozenTrial) -> float:
+    "Return the value that the trial reported last; NaN before the first report and after a divergence."
+    return math.nan if trial.last_step is None else trial.intermediate_values[trial.last_step]
+
+
+def _scored(trial: FrozenTrial) -> FrozenTrial:
+    "Return the trial; a pruned one has its last reported value as its value."
+    if trial.state == TrialState.COMPLETE:
+        return trial
+    scored = copy.copy(trial)
+    scored.value = _last_value(trial)
+    return scored
+
 # %% ../../nbs/search/40_samplers.ipynb #8ffb5cf3
 class SlotCmaEs(DeclaredSpace, ChosenCmaEsSampler):
     "CMA-ES over the unconditional numbers; learns from COMPLETE trials and from the last report of PRUNED ones."
 
-    def at(self, slot: int, space: Mapping[str, BaseDistribution]) -> "DeclaredSpace":
+    def for_slot(self, slot: int, space: Mapping[str, BaseDistribution]) -> "DeclaredSpace":
         "Return this sampler, set to one slot, without categorical dimensions."
-        return super().at(slot, {name: d for name, d in space.items() if not isinstance(d, CategoricalDistribution)})
+        return super().for_slot(slot, {name: d for name, d in space.items() if not isinstance(d, CategoricalDistribution)})
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -99,26 +113,12 @@ class SlotCmaEs(DeclaredSpace, ChosenCmaEsSampler):
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return [_scored(t) for t in trials if t.state == TrialState.COMPLETE or not math.isnan(_last_value(t))]
 
-# %% ../../nbs/search/40_samplers.ipynb #97e7c153
-def _last_value(trial: FrozenTrial) -> float:
-    "Return the value that the trial reported last; NaN before the first report and after a divergence."
-    return trial.intermediate_values.get(trial.last_step, math.nan)
-
-
-def _scored(trial: FrozenTrial) -> FrozenTrial:
-    "Return the trial; a pruned one has its last reported value as its value."
-    if trial.state == TrialState.COMPLETE:
-        return trial
-    scored = copy.copy(trial)
-    scored.value = _last_value(trial)
-    return scored
-
 # %% ../../nbs/search/40_samplers.ipynb #bd55760d
 def _tpe(config: SamplerConfig, seed: int) -> BaseSampler:
     "Return multivariate TPE in groups; running trials count as bad (constant liar), so that workers spread out."
     return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=config.n_startup_trials)
 
-
+# %% ../../nbs/search/40_samplers.ipynb #e7e63980
 def _base_sampler(config: SamplerConfig, study_seed: int, slot: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
     "Return the configured sampler, created for one slot."
     seed, n = sampler_seed(study_seed, slot), config.n_startup_trials
@@ -127,15 +127,12 @@ def _base_sampler(config: SamplerConfig, study_seed: int, slot: int, space: Mapp
     if config.type == "random":
         return RandomSampler(seed=seed)
     if config.type == "qmc":
-        one_by_one: BaseSampler = RandomSampler(seed=seed)
-        sequence = sampler_seed(study_seed, 0)
-        return SlotQmc(seed=sequence, scramble=True, independent_sampler=one_by_one, warn_independent_sampling=False).at(
-            slot, space
-        )
+        other, study_wide = RandomSampler(seed=seed), sampler_seed(study_seed, 0)
+        qmc = SlotQmc(seed=study_wide, scramble=True, independent_sampler=other, warn_independent_sampling=False)
+        return qmc.for_slot(slot, space)
     kind = {"gp": SlotGp, "cmaes": SlotCmaEs}[config.type]
-    return kind(seed=seed, n_startup_trials=n, independent_sampler=_tpe(config, seed), warn_independent_sampling=False).at(
-        slot, space
-    )
+    sampler = kind(seed=seed, n_startup_trials=n, independent_sampler=_tpe(config, seed), warn_independent_sampling=False)
+    return sampler.for_slot(slot, space)
 
 # %% ../../nbs/search/40_samplers.ipynb #a0e6c1e0
 def make_sampler(
@@ -152,18 +149,18 @@ def make_sampler(
         return PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
 
 # %% ../../nbs/search/40_samplers.ipynb #c55dab1f
-def one_by_one(kind: str, always: Mapping[str, BaseDistribution], sometimes: Sequence[str]) -> list[str]:
+def independent_parameters(kind: str, always: Mapping[str, BaseDistribution], sometimes: Sequence[str]) -> list[str]:
     "Return the parameters that a sampler of this kind leaves to another sampler; `sometimes`: the conditional ones."
     if kind in ("tpe", "random"):
         return []
     choices = [name for name, d in always.items() if isinstance(d, CategoricalDistribution) and not d.single()]
     return [*(choices if kind == "cmaes" else []), *sometimes]
 
-
+# %% ../../nbs/search/40_samplers.ipynb #b267c517
 def sampler_line(kind: str, always: Mapping[str, BaseDistribution], sometimes: Sequence[str]) -> str | None:
     "Return the log line about parameters that the sampler does not model; None if it models all."
-    names, other = one_by_one(kind, always, sometimes), "at random" if kind == "qmc" else "by TPE"
+    names, other = independent_parameters(kind, always, sometimes), "at random" if kind == "qmc" else "by TPE"
     if not names:
         return None
-    why = "choices and parameters under a condition" if kind == "cmaes" else "parameters under a condition"
-    return f"hpo.sampler.type={kind} does not model {why}: {', '.join(names)} drawn one by one, {other}"
+    why = "choices and conditional parameters" if kind == "cmaes" else "conditional parameters"
+    return f"hpo.sampler.type={kind} does not model {why}: {', '.join(names)} are sampled independently, {other}"
