@@ -112,7 +112,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "hpo.storage=oracle://host/db": ("hpo.storage", "sqlite"),
     "hpo.storage=postgresql://ann:secret@host/db": ("hpo.storage", "CRITERIA_HPO_STORAGE"),
     "hpo.storage=study.db": ("hpo.storage", "sqlite"),
-    "command=status hpo.study_name=nowhere": ("hpo.study_name=nowhere", "no study here"),
+    "command=status hpo.study_name=nowhere": ("hpo.study_name=nowhere", "no study database"),
 }
 
 PARAMETERS: dict[str, tuple[str, ...]] = {

@@ -178,8 +178,8 @@ def test_no_post_text_in_anything_printed_or_kept(said: dict[str, str], trained:
     ("words", "line"),
     [
         (["command=chek_data"], "did you mean 'check_data'"),
-        (["command=status", "hpo.study_name=smal"], "hpo.study_name=smal: no study here"),
-        (["command=report", "hpo.study_name=nowhere"], "hpo.study_name=nowhere: no study here"),
+        (["command=status", "hpo.study_name=smal"], "hpo.study_name=smal: no study database"),
+        (["command=report", "hpo.study_name=nowhere"], "hpo.study_name=nowhere: no study database"),
         (["command=check_data", "data=pairs", "data.path=absent.csv"], "absent.csv"),
         (["overrides=seed='1"], "close the quote"),
     ],

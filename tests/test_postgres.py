@@ -282,7 +282,7 @@ def test_a_server_of_unknown_encoding(server, tmp_path, tell):
         f"studies_dir={tmp_path}",
         "n_trials=2",
     ]
-    with pytest.raises(StudyError, match="no study here"):
+    with pytest.raises(StudyError, match="no study database"):
         stored_study(load_config(words))
     assert invented_study(words, 0.0) == 2 and optuna.get_all_study_names(open_storage(url)) == [name]
     assert [row[0] for row in trials_by_slot(url, name)] == [0, 1]
@@ -415,12 +415,12 @@ def test_status_makes_nothing(server, tmp_path):
     file = tmp_path / "nothing.url"
     file.write_text(url)
     cfg = load_config([f"hpo.storage=file:{file}", "hpo.study_name=nobody", f"studies_dir={tmp_path}"])
-    with pytest.raises(StudyError, match="no study here"):
+    with pytest.raises(StudyError, match="no study database"):
         stored_study(cfg)
     assert stored_tables(url) == set()
     Ledger(url, "nobody")
     open_storage(url)
-    with pytest.raises(StudyError, match="no such study"):
+    with pytest.raises(StudyError, match="study not found"):
         stored_study(cfg)
 
 

@@ -98,7 +98,7 @@ def test_a_study_in_any_folder_and_on_a_read_only_mount(tmp_path, capfd):
     assert "1 of 1 done" in said(capfd, "command=status", *words)[1]
 
     before = {path: path.read_bytes() for path in studies.rglob("*") if path.is_file()}
-    for command, expected in (("status", "1 of 1 done"), ("report", "Plots are not drawn")):
+    for command, expected in (("status", "1 of 1 done"), ("report", "Plots were not drawn")):
         done = read_only(studies, f"command={command}", *words)
         assert done.returncode == 0 and expected in done.stdout and not done.stderr, done.stderr
     assert before == {path: path.read_bytes() for path in studies.rglob("*") if path.is_file()}

@@ -52,7 +52,7 @@ def test_leaves_notebook_plots_manifest_and_database(studies):
 def test_shows_the_table_on_locked_posts(studies):
     text = (studies / "smoke" / "hpo.ipynb").read_text()
     assert "average precision" in text and "TF-IDF" in text and "MCC" in text
-    assert "Every model has the threshold" in text and "called positive" in text and "minus always positive" in text
+    assert "Every model has the threshold" in text and "predicted positive" in text and "minus always positive" in text
     counts = json.loads((studies / "smoke" / "manifest.json").read_text())["counts"]
     shown = "{pairs:,} pairs, {positives:,} positive, {groups:,} groups".format(**counts["test"])
     assert text.count(shown) >= 2 and counts["dev"]["pairs"] > counts["test"]["pairs"] > 0  # in table and sentence

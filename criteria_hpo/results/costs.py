@@ -15,7 +15,7 @@ from ..config.paths import storage_url
 from ..config.schema import Config
 from .report import format_seconds
 from ..search.optuna_access import trial_id
-from ..search.savings import folds_unpruned, saved_share, stopped_by_pruner
+from ..search.savings import folds_unpruned, stopped_by_pruner
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import FoldRow
 
@@ -76,32 +76,33 @@ def costs_by_reason(study: optuna.Study, ledger: Ledger, n_folds: int) -> pd.Dat
     table.loc[("all", ""), COUNTS] = table.sum()
     return table.round(1).astype(dict.fromkeys(COUNTS[:4], int))
 
-
+# %% ../../nbs/results/60_costs.ipynb #663f8248
 def study_costs(cfg: Config, study: optuna.Study) -> pd.DataFrame:
     "Return `costs_by_reason` of a study that was opened or has just run."
     return costs_by_reason(study, Ledger(storage_url(cfg), study.study_name), cfg.folds_per_trial)
 
 # %% ../../nbs/results/60_costs.ipynb #387ba5ea
+def _time_spent(total: pd.Series) -> str:
+    "Return a sentence on the shares of training, scoring and the rest, for the row `all` of `costs_by_reason`."
+    spent = total[["training", "evaluation", "other"]].sum()
+    return (
+        f"Time in trials, without start-up: {format_seconds(spent)}, of which training took {total['training'] / spent:.0%}, "
+        f"scoring {total['evaluation'] / spent:.0%} and the rest {total['other'] / spent:.1%}."
+    )
+
+# %% ../../nbs/results/60_costs.ipynb #387ba5ea
 def costs_summary(table: pd.DataFrame) -> str:
     "Return lines on `costs_by_reason`: what pruning saved, if a trial was pruned, and how the time was spent."
     total = table.loc[("all", "")]
-    worked, spent = total["training"] + total["evaluation"], total[["training", "evaluation", "other"]].sum()
     if not total["folds"]:
         return "No fold is finished yet."
-    went = (
-        f"Of {format_seconds(spent)} in trials, starting up not counted, training took {total['training'] / spent:.0%}, "
-        f"scoring {total['evaluation'] / spent:.0%}, "
-        f"everything else {total['other'] / spent:.1%}."
-    )
     if total["folds"] == total["folds_unpruned"]:
-        return went
-    saved = {
-        "folds": saved_share(total["folds"], total["folds_unpruned"]),
-        "epochs": saved_share(total["epochs"], total["epochs_unpruned"]),
-        "time": saved_share(worked, total["seconds_unpruned"]),
-    }
+        return _time_spent(total)
+    folds = 1 - total["folds"] / total["folds_unpruned"]
+    epochs = 1 - total["epochs"] / max(total["epochs_unpruned"], 1)
+    time = 1 - (total["training"] + total["evaluation"]) / max(total["seconds_unpruned"], 1e-9)
     return (
-        f"Pruning saved {saved['folds']:.0%} of {total['folds_unpruned']:,.0f} folds, and about {saved['epochs']:.0%} of "
-        f"{total['epochs_unpruned']:,.0f} epochs and {saved['time']:.0%} of {format_seconds(total['seconds_unpruned'])} "
-        f"(missing folds taken to be as long as a trial's own; one stopped within counts by its epochs and time).\n{went}"
+        f"Pruning saved {folds:.0%} of {total['folds_unpruned']:,.0f} folds, and about {epochs:.0%} of "
+        f"{total['epochs_unpruned']:,.0f} epochs and {time:.0%} of {format_seconds(total['seconds_unpruned'])} "
+        f"(estimate: a missing fold is as long as the trial's own folds).\n{_time_spent(total)}"
     )

@@ -18,28 +18,28 @@ from ..storage.ledger_tables import FoldRow
 from ..training.metrics import constant_scores_of
 
 # %% ../../nbs/results/40_learning.ipynb #ab993e77
-RANKS = 0.6  # the lowest average AUROC of a model that ranks
-
-
-def _what_was_tried(study: optuna.Study, details: list[dict[str, Any]]) -> tuple[str, str]:
+def _tried_values(study: optuna.Study, details: list[dict[str, Any]]) -> tuple[str, str]:
     "Return the learning rates and the epochs that were tried, each as text in brackets."
     rates = [t.params["learning_rate"] for t in study.get_trials(deepcopy=False) if "learning_rate" in t.params]
     tried = f" ({spelled(min(rates))} to {spelled(max(rates))} were tried)" if rates else ""
     return tried, f" (a fold had {max(d.get('epochs', 0) for d in details)} at most)"
 
-
+# %% ../../nbs/results/40_learning.ipynb #4ae9b1a4
 def _symptom(metrics: list[dict[str, float]], name: str) -> str | None:
     "Return the symptom that all folds share, or None; `name`: the metric of the search."
     if all(map(constant_scores_of, metrics)):
         return "every pair of a fold has the same score"
     if name == "f1" and all(m["f1"] == 0 for m in metrics):
-        silent = all(m["recall"] == m["mcc"] == 0 for m in metrics)
-        return f"f1 is 0, as {'no' if silent else 'no positive'} pair reaches 0.5"
+        all_negative = all(m["recall"] == m["mcc"] == 0 for m in metrics)
+        return f"f1 is 0, as {'no' if all_negative else 'no positive'} pair reaches 0.5"
     if name == "f1" and all(m["recall"] == 1 and m["mcc"] == 0 for m in metrics):
-        return "every pair reaches 0.5, so that f1 is that of an answer that reads nothing"
+        return "every pair reaches 0.5, so that f1 equals that of answering yes to every pair"
     return None
 
 # %% ../../nbs/results/40_learning.ipynb #7ce87bf5
+RANKS = 0.6  # the lowest average AUROC of a model that ranks
+
+
 def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
     "Return symptom and remedy where no trial has learnt anything; empty where one has, or where no fold is finished."
     details = [row.details for row in folds if "roc_auc" in row.details.get("metrics", ())]
@@ -49,7 +49,7 @@ def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
         return ""
     where = f"in all {len(metrics):,} folds" if len(metrics) > 1 else "in the only fold"
     auroc = float(np.nanmean([m["roc_auc"] for m in metrics]))
-    (rates, epochs), constant = _what_was_tried(study, details), all(map(constant_scores_of, metrics))
+    (rates, epochs), constant = _tried_values(study, details), all(map(constant_scores_of, metrics))
     other = "Under another hpo.study_name"
     if auroc >= RANKS:
         remedy = f"{other} set hpo.metric=average_precision, without a threshold, and more training.num_epochs{epochs}."

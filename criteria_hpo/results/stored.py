@@ -16,7 +16,7 @@ from ..core.spelling import readable
 from ..plotting.plots import save_plots
 from .costs import costs_by_reason, costs_summary
 from .learning import learning_remark
-from .looks import kept_results
+from .looks import stored_results
 from .report import best_overrides, best_table, best_trial, study_summary
 from ..storage.database import open_storage, stored_tables
 from ..storage.ledger import Ledger
@@ -28,17 +28,17 @@ def stored_study(cfg: Config) -> optuna.Study:
     "Return the study from its database without creating anything. Raises a `StudyError` when it is not there."
     url, name = storage_url(cfg), cfg.hpo.study_name
     if not {*META.tables, "studies", "alembic_version"} <= stored_tables(url):
-        raise StudyError(f"hpo.study_name={name}: no study here ({safe_url(url)}); start it, or name another")
+        raise StudyError(f"hpo.study_name={name}: no study database at {safe_url(url)}; start the study, or set another name")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(url)
     names = optuna.get_all_study_names(storage)
     if name not in names:
-        guess = did_you_mean(name, names) or (f"; there is {', '.join(names)}" if names else "")
-        raise StudyError(f"hpo.study_name={name}: no such study in {safe_url(url)}{guess}")
+        guess = did_you_mean(name, names) or (f"; its studies are {', '.join(names)}" if names else "")
+        raise StudyError(f"hpo.study_name={name}: study not found in {safe_url(url)}{guess}")
     study = optuna.load_study(study_name=name, storage=storage)
     if None in map(study.user_attrs.get, ("n_trials", "identity")):
         raise StudyError(
-            f"hpo.study_name={name}: was only just begun, or is no study of ours ({safe_url(url)}); look again later"
+            f"hpo.study_name={name}: has just been started, or was not created by criteria_hpo ({safe_url(url)}); try again later"
         )
     return study
 
@@ -48,7 +48,7 @@ def folds_of_trials(study: optuna.Study) -> int:
     begun = study.user_attrs["identity"]
     return 1 if begun["hpo"]["mode"] == "single_split" else begun["data"]["n_folds"]
 
-
+# %% ../../nbs/results/70_stored.ipynb #025ff6cc
 def is_starting(cfg: Config) -> bool:
     "Return whether a command has prepared the study's tables and no trial has begun."
     url = storage_url(cfg)
@@ -63,11 +63,11 @@ def is_starting(cfg: Config) -> bool:
     kept = known[cfg.hpo.study_name]
     return not kept.n_trials and None in map(kept.user_attrs.get, ("n_trials", "identity"))
 
-
+# %% ../../nbs/results/70_stored.ipynb #03fedbd7
 def status_line(cfg: Config) -> str:
     "Return the study's progress in one line."
     if is_starting(cfg):
-        return "starting, no trial has begun yet; if no command of this study runs any more, the same command starts it again"
+        return "starting, no trial has begun yet; if no process of this study is running, run the same command again"
     study = stored_study(cfg)
     n_folds, ledger = folds_of_trials(study), Ledger(storage_url(cfg), study.study_name)
     return describe(read_progress(ledger, study.user_attrs["n_trials"], n_folds), n_folds)
@@ -79,9 +79,9 @@ def report_text(cfg: Config, study: optuna.Study) -> str:
     costs, folds = costs_by_reason(study, ledger, folds_of_trials(study)), ledger.folds()
     parts, best = [study_summary(study, folds=folds)], best_table(study)
     if len(costs) > 1:
-        parts.append(f"What it cost (times in seconds)\n{costs_summary(costs)}\n\n{costs.to_string()}")
+        parts.append(f"Costs (times in seconds)\n{costs_summary(costs)}\n\n{costs.to_string()}")
     if len(best) and not learning_remark(study, folds):
-        line = f"To train it again, behind the words of this study with command=train:\n{best_overrides(study)}"
+        line = f"To train it again, use command=train with the settings of this study and append:\n{best_overrides(study)}"
         parts += [f"Best setting\n{readable(best).to_string()}", line]
     return "\n\n".join(parts)
 
@@ -94,15 +94,15 @@ def redraw(cfg: Config, study: optuna.Study) -> str:
     lines += [f"  {row.plot}{': ' + row.note if row.note else ''}" for row in plots.itertuples()]
     return "\n".join(lines)
 
-
+# %% ../../nbs/results/70_stored.ipynb #5ed6159d
 def plots_text(cfg: Config, study: optuna.Study) -> str:
     "Return the text of `redraw`, or a line where nothing can be written."
     try:
         return redraw(cfg, study)
     except StudyError as err:
-        return f"Plots are not drawn: {err}"
+        return f"Plots were not drawn: {err}"
 
-
+# %% ../../nbs/results/70_stored.ipynb #1dc46dff
 def test_text(cfg: Config, study: optuna.Study) -> str:
     "Return the stored result of the locked test posts as plain text, without opening them."
-    return kept_results(cfg, study) if best_trial(study) else "The test posts stay locked: no trial is complete."
+    return stored_results(cfg, study) if best_trial(study) else "The test posts were not opened: no trial is complete."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFIT_SLOT', 'PREDICTIONS', 'RULE', 'ENCODER', 'CONSTANTS', 'Predictions', 'TABLE_METRICS', 'Evaluation', 'Refit',
-           'refit_best', 'threshold_rule', 'test_predictions', 'counted', 'test_scores', 'test_table', 'against_others',
-           'verdict', 'constant_remarks', 'compare', 'evaluate_best']
+           'refit_best', 'threshold_rule', 'test_predictions', 'describe_counts', 'test_scores', 'test_table',
+           'encoder_differences', 'verdict', 'constant_remarks', 'compare', 'evaluate_best']
 
 # %% ../../nbs/results/30_test_set.ipynb #350bf3b6
 import json
@@ -22,7 +22,7 @@ from ..execution.checks import TOO_FEW_GROUPS, group_remarks
 from ..execution.study import StudyRun
 from .baselines import Baseline, constant_baseline, tfidf_baseline
 from .bootstrap import Prediction, group_intervals, paired_difference
-from .looks import count_look, keep_results, looks_line, looks_of, results_text
+from .looks import count_look, looks_line, looks_of, results_text, store_results
 from ..search.search_space import hparams_of
 from ..training.cross_validation import run_single_fold, with_sizes
 from ..training.epoch import Diverged, TrainingSetup, fold_seed, predict
@@ -37,9 +37,6 @@ from criteria_hpo.training.metrics import (
 from ..training.setup import refit_setup
 
 # %% ../../nbs/results/30_test_set.ipynb #2bf0480b
-REFIT_SLOT = 2**31  # no trial has this slot, so the refit shares its seed with no trial
-
-
 @dataclass(frozen=True)
 class Refit:
     "The best setting, fitted on dev without its inner part: probabilities of test pairs (`probs`) and inner pairs (`held_out`)."
@@ -55,6 +52,9 @@ def _watching_inner(setup: TrainingSetup) -> TrainingSetup:
     stopping = setup.training.early_stopping.model_copy(update={"split": "inner"})
     return replace(setup, training=setup.training.model_copy(update={"early_stopping": stopping}))
 
+# %% ../../nbs/results/30_test_set.ipynb #6123b22f
+REFIT_SLOT = 2**31  # no trial has this slot
+
 
 def refit_best(run: StudyRun) -> Refit:
     "Fit the best setting on dev. Raises a `StudyError` when it diverges."
@@ -66,8 +66,8 @@ def refit_best(run: StudyRun) -> Refit:
         result = run_single_fold(setup, hparams, fold, fold_seed(run.cfg.seed, REFIT_SLOT, 1))
     except Diverged as err:
         raise StudyError(
-            f"study '{run.study.study_name}': trial {best.number}, the best, diverged when refitted on all dev posts ({err}); "
-            f"its scores are luck: search again with a lower learning_rate.high, or fp32 in place of fp16"
+            f"study '{run.study.study_name}': the best trial, {best.number}, diverged when refitted on all dev posts ({err}); "
+            f"its search score is due to chance: search again with a lower learning_rate.high, or with fp32 instead of fp16"
         ) from None
     held_out, _ = predict(with_sizes(setup, *result.fits), fold.inner)
     return Refit(result.probs, held_out, fold.train, fold.inner)
@@ -80,6 +80,11 @@ CONSTANTS = ("always positive", "always negative")
 Predictions = dict[str, Prediction]
 
 
+def _key(run: StudyRun) -> dict[str, Any]:
+    "Return the key of stored predictions: identity, best trial and rule."
+    return {"identity": run.study.user_attrs["identity"], "trial": run.study.best_trial.number, "rule": RULE}
+
+# %% ../../nbs/results/30_test_set.ipynb #a6ee9c38
 def threshold_rule(labels: np.ndarray) -> str:
     "Return a sentence on how thresholds are chosen, for inner pairs with these labels (0 or 1, shape (n,))."
     n, positives = len(labels), int(np.sum(labels))
@@ -88,50 +93,52 @@ def threshold_rule(labels: np.ndarray) -> str:
         return f"Every model has the threshold with the highest F1 on {where}, on which none was trained."
     return f"Every model has the threshold 0.5: {where} hold fewer than {MIN_FOR_THRESHOLD} of one label, too few to choose one."
 
-
+# %% ../../nbs/results/30_test_set.ipynb #13e8c8e2
 def _train_all(run: StudyRun) -> tuple[dict[str, Baseline], np.ndarray]:
     "Return every model's predictions of the test and the inner pairs, and the labels of the inner pairs."
     refit, dev, test = refit_best(run), run.data.dev, run.data.test
     train, inner = (dev.iloc[rows].reset_index(drop=True) for rows in (refit.train, refit.inner))
     encoder = Baseline(ENCODER, refit.probs, refit.held_out)
-    asked = {"seed": run.cfg.seed, "metric": run.cfg.hpo.metric}
-    words = [tfidf_baseline(train, inner, test, **asked, shared=shared) for shared in (False, True)]
+    seed, metric = run.cfg.seed, run.cfg.hpo.metric
+    words = [tfidf_baseline(train, inner, test, seed=seed, metric=metric, shared=shared) for shared in (False, True)]
     constants = [constant_baseline(len(test), len(inner), name == CONSTANTS[0]) for name in CONSTANTS]
     return {model.name: model for model in (encoder, *words, *constants)}, inner.label.to_numpy()
 
 
-def _key(run: StudyRun) -> dict[str, Any]:
-    "Return the key of stored predictions: identity, best trial and rule."
-    return {"identity": run.study.user_attrs["identity"], "trial": run.study.best_trial.number, "rule": RULE}
+def _stored_predictions(run: StudyRun) -> tuple[Predictions, str] | None:
+    "Return the stored predictions of this best trial and their rule, or None."
+    try:
+        stored = json.loads((study_dir(run.cfg) / PREDICTIONS).read_text(encoding="utf-8"))
+        if stored["key"] == _key(run):
+            return {name: (np.array(m["probs"]), m["threshold"]) for name, m in stored["models"].items()}, stored["rule"]
+    except (OSError, ValueError, KeyError):
+        logger.info("No stored test predictions: training the models")
+    return None
 
 # %% ../../nbs/results/30_test_set.ipynb #61b13c81
 def test_predictions(run: StudyRun) -> tuple[Predictions, str]:
     "Return each model's test probabilities and threshold, stored ones if they belong to this best trial, and the rule."
-    path = study_dir(run.cfg) / PREDICTIONS
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == _key(run):
-            if not looks_of(run.study):  # predictions of a version that did not count looks
-                count_look(run.cfg, run.study)
-            return {name: (np.array(m["probs"]), m["threshold"]) for name, m in kept["models"].items()}, kept["rule"]
-    except (OSError, ValueError, KeyError):
-        logger.info("No kept test predictions: training them")
+    if stored := _stored_predictions(run):
+        if not looks_of(run.study):  # predictions of a version that did not count looks
+            count_look(run.cfg, run.study)
+        return stored
     count_look(run.cfg, run.study)
     found, labels = _train_all(run)
     cut = {name: 0.5 if name in CONSTANTS else choose_threshold(labels, m.held_out) for name, m in found.items()}
     models = {name: {"threshold": cut[name], "probs": m.probs.tolist()} for name, m in found.items()}
     ids = run.data.test[["post_id", "criterion_id", "label"]].to_dict("list")
     rule = threshold_rule(labels)
-    write_whole(path, json.dumps({"key": _key(run), "rule": rule, "pairs": ids, "models": models}))
+    stored_text = json.dumps({"key": _key(run), "rule": rule, "pairs": ids, "models": models})
+    write_whole(study_dir(run.cfg) / PREDICTIONS, stored_text)
     return {name: (m.probs, cut[name]) for name, m in found.items()}, rule
 
 # %% ../../nbs/results/30_test_set.ipynb #b28391ef
-TABLE_METRICS = {"f1": "F1", "average_precision": "average precision", "mcc": "MCC"}
-
-
-def counted(pairs: pd.DataFrame) -> str:
+def describe_counts(pairs: pd.DataFrame) -> str:
     "Return the numbers of pairs, positives and groups as text."
     return "{pairs:,} pairs, {positives:,} positive, {groups:,} groups".format(**count_pairs(pairs))
+
+# %% ../../nbs/results/30_test_set.ipynb #e821d825
+TABLE_METRICS = {"f1": "F1", "average_precision": "average precision", "mcc": "MCC"}
 
 
 def test_scores(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
@@ -143,18 +150,18 @@ def test_scores(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
     ]
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../../nbs/results/30_test_set.ipynb #0252abfa
 def test_table(scores: pd.DataFrame, predictions: Predictions, corner: str) -> pd.DataFrame:
     "Return one row per model: each metric as `estimate [low, high]`, threshold, share predicted positive; corner: `corner`."
     cells = scores.assign(cell=[f"{r.estimate:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in scores.itertuples()])
     wide = cells.pivot(index="model", columns="metric", values="cell")
     table = wide.loc[list(predictions), list(TABLE_METRICS)].rename(columns=TABLE_METRICS)
     table["threshold"] = ["" if name in CONSTANTS else f"{t:.3g}" for name, (_, t) in predictions.items()]
-    table["called positive"] = [f"{np.mean(probs >= t):.0%}" for probs, t in predictions.values()]
+    table["predicted positive"] = [f"{np.mean(probs >= t):.0%}" for probs, t in predictions.values()]
     return table.rename_axis(index="model", columns=corner)
 
 # %% ../../nbs/results/30_test_set.ipynb #5563014b
-def against_others(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
+def encoder_differences(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
     """Return encoder minus each TF-IDF and always positive, per metric: difference, low and high (95 %), share_above_zero.
 
     `share_above_zero` is the share of resamples of groups in which the encoder has the higher score.
@@ -170,35 +177,35 @@ def against_others(run: StudyRun, predictions: Predictions) -> pd.DataFrame:
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["metric", "encoder minus"])
 
-
+# %% ../../nbs/results/30_test_set.ipynb #38c6ada1
 def verdict(difference: pd.Series, metric: str, other: str, n_groups: int, note: str = "") -> str:
-    "Return a sentence for one row of `against_others`, with `note`; no verdict on fewer than `TOO_FEW_GROUPS` groups."
+    "Return a sentence for one row of `encoder_differences`, with `note`; no verdict on fewer than `TOO_FEW_GROUPS` groups."
     d, low, high = difference["difference"], difference["low"], difference["high"]
     numbers = f"{d:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]{note}"
     if n_groups < TOO_FEW_GROUPS:
         return f"On {metric}, encoder minus {other}: {numbers}; too few groups for a verdict: {n_groups}."
-    said = "beats" if low > 0 else "loses to" if high < 0 else "equals" if low == high == 0 else "cannot be told from"
-    return f"On {metric} the encoder {said} {other}: {numbers}."
+    relation = "beats" if low > 0 else "loses to" if high < 0 else "equals" if low == high == 0 else "is not distinguishable from"
+    return f"On {metric} the encoder {relation} {other}: {numbers}."
 
 # %% ../../nbs/results/30_test_set.ipynb #26527ba7
 def constant_remarks(predictions: Predictions) -> list[str]:
     "Return a sentence for each model, other than the constant ones, with one score or one answer for all test pairs."
-    said = []
+    remarks = []
     for name, (probs, threshold) in predictions.items():
         answer, short = constant_answer(probs, threshold), "The encoder" if name == ENCODER else name.split(" + ")[0]
         if name in CONSTANTS:
             continue
         if constant_scores(probs):
-            said.append(f"{short} gives every test pair the same score: it has learned nothing that tells them apart.")
+            remarks.append(f"{short} gives every test pair the same score: it has learned nothing that tells them apart.")
         elif answer:
             floor = "its F1 is that of always positive" if answer == "yes" else "its F1 is 0"
-            said.append(
+            remarks.append(
                 f"{short} answers {answer} to every test pair at its threshold of {threshold:.3g}: {floor} and its MCC 0 "
                 f"whatever it knows; only average precision says how it ranks."
             )
-    return said
+    return remarks
 
-
+# %% ../../nbs/results/30_test_set.ipynb #adc30514
 def _note(predictions: Predictions, metric: str) -> str:
     "Return the note on an encoder with one answer, for sentences on F1 and MCC."
     answer = constant_answer(*predictions[ENCODER])
@@ -210,20 +217,20 @@ Evaluation = tuple[pd.DataFrame, pd.DataFrame, list[str]]
 
 def compare(run: StudyRun, predictions: Predictions, rule: str) -> Evaluation:
     "Return the test table, the paired differences, and sentences: test size and rule, remarks, one for each difference."
-    corner, n_groups = counted(run.data.test), run.data.test.group_id.nunique()
-    differences = against_others(run, predictions)
+    corner, n_groups = describe_counts(run.data.test), run.data.test.group_id.nunique()
+    differences = encoder_differences(run, predictions)
     sentences = [f"Test: {corner}. {rule}", *group_remarks(n_groups), *constant_remarks(predictions)]
     for (metric, other), row in differences.iterrows():
         sentences.append(verdict(row, metric, other, n_groups, _note(predictions, metric)))
     return test_table(test_scores(run, predictions), predictions, corner), differences.round(3), sentences
 
-
+# %% ../../nbs/results/30_test_set.ipynb #9aab81d2
 def evaluate_best(run: StudyRun) -> Evaluation:
     "Return `compare` on the predictions of this study's best trial; a single sentence where there is no test split."
     if run.data.test.empty:
-        said = ["No test split was cut (data.test_fraction=0): there is no score here to quote."]
+        sentences = ["There are no test posts (data.test_fraction=0), so there is no unbiased score to quote."]
         table, differences = pd.DataFrame(), pd.DataFrame()
     else:
-        table, differences, said = compare(run, *test_predictions(run))
-    keep_results(run.cfg, run.study, results_text(table, differences, said))
-    return table, differences, said if table.empty else [*said, looks_line(run.study)]
+        table, differences, sentences = compare(run, *test_predictions(run))
+    store_results(run.cfg, run.study, results_text(table, differences, sentences))
+    return table, differences, sentences if table.empty else [*sentences, looks_line(run.study)]
