@@ -39,6 +39,14 @@ def folds_without_improvement(scores: Sequence[float], reference: Sequence[float
     return next((k for k, good in enumerate(reversed(improved)) if good), len(improved))
 
 # %% ../../nbs/search/60_pruning.ipynb #9eec32af
+@functools.lru_cache(maxsize=1 << 12)
+def _mean_less_error(rows: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    "Return the fold-wise mean of the scores (trials, folds) minus its standard error."
+    scores = np.array(rows)
+    means, freedom = scores.mean(axis=0), max((len(scores) - 1) * scores.shape[1], 1)
+    return tuple((means - np.sqrt(((scores - means) ** 2).sum() / freedom / len(scores))).tolist())
+
+
 TOP_TRIALS = 10
 
 
@@ -46,13 +54,6 @@ def top_scores(curves: Sequence[Curve]) -> Sequence[float] | None:
     "Return the fold-wise mean of the ten best finished trials minus its standard error (pooled over the folds), shape (folds,)."
     finished = sorted((c for c in curves if c.finished), key=lambda c: c.values[c.last], reverse=True)[:TOP_TRIALS]
     return _mean_less_error(tuple(c.scores for c in finished)) if finished else None
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _mean_less_error(rows: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
-    scores = np.array(rows)
-    means, freedom = scores.mean(axis=0), max((len(scores) - 1) * scores.shape[1], 1)
-    return tuple((means - np.sqrt(((scores - means) ** 2).sum() / freedom / len(scores))).tolist())
 
 # %% ../../nbs/search/60_pruning.ipynb #7e3b3adc
 def patience_reference(kind: str, others: Sequence[Curve]) -> Sequence[float] | None:
@@ -62,7 +63,7 @@ def patience_reference(kind: str, others: Sequence[Curve]) -> Sequence[float] | 
     best = incumbent(others) if kind == "incumbent" else None
     return best.scores if best else None
 
-
+# %% ../../nbs/search/60_pruning.ipynb #95c41de0
 def patience_prunes(scores: Sequence[float], others: Sequence[Curve], config: PatienceConfig) -> int:
     "Return the number of consecutive folds without improvement if it justifies pruning, else 0."
     if config.folds is None or len(scores) < config.folds:
@@ -74,6 +75,13 @@ def patience_prunes(scores: Sequence[float], others: Sequence[Curve], config: Pa
     return n if n >= config.folds else 0
 
 # %% ../../nbs/search/60_pruning.ipynb #d6ef765e
+def may_prune(config: PrunerConfig, trial: Curve) -> bool:
+    "Return whether a pruner may decide after the last report: past the start-up, at `min_resource`, before the last step."
+    assert config.max_resource is not None
+    in_range = config.min_resource <= trial.last < config.max_resource
+    return in_range and config.type != "none" and trial.slot >= config.startup_trials
+
+# %% ../../nbs/search/60_pruning.ipynb #34e5a3f6
 Rule = Callable[[PrunerConfig, int, Curve, Sequence[Curve]], bool]
 Decide = Callable[[PrunerConfig, int, Curve, Sequence[Curve]], str | None]
 RULES: dict[str, tuple[str, Rule]] = {
@@ -82,12 +90,6 @@ RULES: dict[str, tuple[str, Rule]] = {
     "wilcoxon": ("Wilcoxon", wilcoxon_prunes),
     "median": ("median", median_prunes),
 }
-
-
-def may_prune(config: PrunerConfig, trial: Curve) -> bool:
-    "Return whether a pruner may decide after the last report: past the start-up, at `min_resource`, before the last step."
-    asked = config.min_resource <= trial.last < config.max_resource
-    return asked and config.type != "none" and trial.slot >= config.startup_trials
 
 
 def decide(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> str | None:
@@ -109,7 +111,7 @@ def patience_line(cfg: Config) -> str | None:
     if pruner.type == "none" or patience.folds is None or patience.folds < most:
         return None
     return (
-        f"hpo.pruner.patience.folds={patience.folds} stops no trial: of {most} folds a pruner is asked after {most - 1} at most"
+        f"hpo.pruner.patience.folds={patience.folds} has no effect: with {most} folds a pruner decides after at most {most - 1}"
     )
 
 # %% ../../nbs/search/60_pruning.ipynb #031cd005
@@ -117,7 +119,7 @@ def is_comparable(trial: FrozenTrial) -> bool:
     "Return whether other trials are compared with this one; False if it failed or diverged, even after high-scoring folds."
     return trial.state != TrialState.FAIL and trial.user_attrs.get("prune_reason") != "diverged"
 
-
+# %% ../../nbs/search/60_pruning.ipynb #90df97ef
 def curve_of(trial: FrozenTrial) -> Curve:
     "Return the curve of an Optuna trial."
     scores = tuple(trial.user_attrs.get("fold_scores", ()))

@@ -50,12 +50,18 @@ def fold_curve(slot: int, scores: Sequence[float], finished: bool) -> Curve:
     means = np.cumsum(scores) / np.arange(1, len(scores) + 1)
     return Curve(slot, tuple(scores), dict(enumerate(means.tolist(), start=1)), finished)
 
-
+# %% ../../nbs/search/50_pruning_rules.ipynb #fc2101b5
 def incumbent(curves: Sequence[Curve]) -> Curve | None:
     "Return the best finished trial, the first one in a tie; None if no trial has finished."
     return max((c for c in curves if c.finished), key=lambda c: c.values[c.last], default=None)
 
 # %% ../../nbs/search/50_pruning_rules.ipynb #8f8a2a9e
+@functools.lru_cache(maxsize=1 << 16)
+def _bracket(budgets: tuple[int, ...], key: object, number: int) -> int:
+    ticket = binascii.crc32(f"{key}_{number}".encode()) % sum(budgets)
+    return next(b for b in range(len(budgets)) if ticket < sum(budgets[: b + 1]))
+
+
 @dataclass(frozen=True)
 class Brackets:
     "Hyperband's successive halvings: the rungs of each bracket and its share of the trials."
@@ -66,12 +72,6 @@ class Brackets:
     def of(self, key: object, number: int) -> int:
         "Return the bracket of a trial by Optuna's rule: a CRC of key and number, in proportion to the brackets' budgets."
         return _bracket(self.budgets, key, number)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _bracket(budgets: tuple[int, ...], key: object, number: int) -> int:
-    ticket = binascii.crc32(f"{key}_{number}".encode()) % sum(budgets)
-    return next(b for b in range(len(budgets)) if ticket < sum(budgets[: b + 1]))
 
 # %% ../../nbs/search/50_pruning_rules.ipynb #1da16467
 @functools.cache
@@ -110,7 +110,7 @@ def median(values: Sequence[float]) -> float:
     low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
     return high - (high - low) * 0.5
 
-
+# %% ../../nbs/search/50_pruning_rules.ipynb #255821fd
 def median_prunes(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> bool:
     "Return whether the trial's best value so far is below the median of the finished trials at its last step."
     values = [v for c in others if c.finished and (v := c.at(trial.last)) is not None]
