@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .config.schema import Config
 from .core.errors import DataError, ModelError
-from .core.spelling import spelled
+from .core.formatting import format_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ def command_train(cfg: Config) -> None:
     one, four = "{:.1f}".format, "{:.4f}".format
     print(table.to_string(formatters={"epochs": one, "best_epoch": one, "seconds": one}, float_format=four))
     spread = f"standard deviation {table.loc['std', 'score']:.4f} over {len(trained.folds)} folds"
-    setting = ", ".join(f"{name}={spelled(value)}" for name, value in cfg.hpo.default_setting if value is not None)
+    setting = ", ".join(f"{name}={format_value(value)}" for name, value in cfg.hpo.default_setting if value is not None)
     print(f"\nSetting: {setting}")
     print(f"{metric} {table.loc['mean', 'score']:.4f}, {spread}")
     print(f"Stored in {trained.path}; the same command prints it again without training")

@@ -17,7 +17,7 @@ import pytest
 from criteria_hpo import cli
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.parameters import config_from_parameters
-from criteria_hpo.core.spelling import spelled
+from criteria_hpo.core.formatting import format_value
 from criteria_hpo.inputs.corpora import load_corpus
 from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.model.families import tiny_encoder
@@ -110,7 +110,7 @@ def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> N
     best = json.loads((folder / "small" / "manifest.json").read_text())["best"]["params"]
     trained = json.loads((folder / "small" / "train.json").read_text())["key"]["hpo"]["default_setting"]
     assert {name: trained[name] for name in best} == best and "learning_rate" in best
-    assert f"Setting: learning_rate={spelled(best['learning_rate'])}, batch_size={best['batch_size']}" in out
+    assert f"Setting: learning_rate={format_value(best['learning_rate'])}, batch_size={best['batch_size']}" in out
 
 
 def test_report_draws_the_plots_of_the_stored_study(said: dict[str, str], folder: Path) -> None:

@@ -38,7 +38,7 @@ from ..config.schema import AugmentationConfig
 from ..core.assets import cache_dir, open_cache
 from ..core.bars import make_bar
 from ..core.errors import DataError, ModelError
-from ..core.files import write_whole
+from ..core.files import write_atomic
 from ..inputs.pairs import pairs_hash
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #c13efe03
@@ -89,7 +89,7 @@ def read_variants(path: Path, header: dict[str, Any]) -> dict[tuple[str, str], l
     intact = [record for record in records if record is not None] if first == header else []
     lines = b"".join(map(_line, [header, *intact]))
     if lines != content:
-        write_whole(path, lines)
+        write_atomic(path, lines)
     return {(post_id, criterion_id): [[tuple(e) for e in edits] for edits in made] for post_id, criterion_id, made in intact}
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #08c22709

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ..core.spelling import spelled
+from ..core.formatting import format_value
 
 # %% ../../nbs/config/10_hparams.ipynb #a2cffd5b
 def accepts_bool(annotation: Any) -> bool:
@@ -70,7 +70,7 @@ class HParams(Frozen):
         return (
             f"LR: {lr}, BS: {self.batch_size} (Physical: {physical}, GradAccum: {accumulation}), "
             f"dropout: classifier {self.classifier_dropout:.2f}, hidden {self.hidden_dropout:.2f}, "
-            f"attention {self.attention_dropout:.2f}, weight_decay: {spelled(self.weight_decay)}, "
+            f"attention {self.attention_dropout:.2f}, weight_decay: {format_value(self.weight_decay)}, "
             f"warmup_ratio: {self.warmup_ratio:.2f}, focal_gamma: {self.focal_gamma:g}"
             + (f", {self.aug_method} variants: {self.aug_prob:.2f}" if self.aug_enable and self.aug_prob is not None else "")
             + "".join(f", {name}: {value}" for name, value in self.options().items())

@@ -12,7 +12,7 @@ import plotly.io
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from .files import write_whole
+from .files import write_atomic
 
 _all_ = ["Figure"]
 
@@ -44,5 +44,5 @@ def figures_folder(folder: Path) -> Path:
     library, script = get_plotlyjs().encode(), folder / LIBRARY
     folder.mkdir(parents=True, exist_ok=True)
     if not script.exists() or script.read_bytes() != library:
-        write_whole(script, library)
+        write_atomic(script, library)
     return folder

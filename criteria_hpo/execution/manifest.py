@@ -24,7 +24,7 @@ from ..config.load import config_hash
 from ..config.overrides import safe_url
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
-from ..core.files import write_whole
+from ..core.files import write_atomic
 
 # %% ../../nbs/execution/10_manifest.ipynb #3ebe632a
 PACKAGES = ("torch", "transformers", "optuna", "papermill", "plotly", "scikit-learn", "nlpaug", "numpy", "pandas", "nbdev")
@@ -96,4 +96,4 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
 def write_manifest(cfg: Config, study: optuna.Study) -> Path:
     "Write `manifest.json` into the study's folder, atomically, and return its path."
     path = make_study_dir(cfg) / "manifest.json"
-    return write_whole(path, json.dumps(manifest(cfg, study), indent=2, ensure_ascii=False) + "\n")
+    return write_atomic(path, json.dumps(manifest(cfg, study), indent=2, ensure_ascii=False) + "\n")

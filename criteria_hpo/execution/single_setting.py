@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..config.paths import make_study_dir
 from ..config.schema import Config
 from ..core.errors import ConfigError, logger
-from ..core.files import write_whole
+from ..core.files import write_atomic
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
 from .checks import check_study
@@ -64,7 +64,9 @@ class Trained:
             "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             "hardware": hardware(),
         }
-        write_whole(self.path, json.dumps(written | {"sizes": self.sizes, "folds": self.folds, "key": self.key}, indent=1) + "\n")
+        write_atomic(
+            self.path, json.dumps(written | {"sizes": self.sizes, "folds": self.folds, "key": self.key}, indent=1) + "\n"
+        )
         return True
 
 # %% ../../nbs/execution/80_single_setting.ipynb #2e323b59

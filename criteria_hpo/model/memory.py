@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from ..core.assets import own_folder
+from ..core.assets import private_folder
 from ..core.errors import logger
 
 # %% ../../nbs/model/60_memory.ipynb #d153eb38
@@ -207,7 +207,7 @@ def _store(path: Path, answer: dict[str, Any]) -> None:
     "Write the answer atomically; log a warning if the folder is not writable."
     draft = path.with_suffix(f".{os.getpid()}")
     try:
-        own_folder(path.parent)
+        private_folder(path.parent)
         draft.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
         os.replace(draft, path)
     except OSError as err:

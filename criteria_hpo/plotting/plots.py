@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..core.errors import StudyError
 from ..core.figures import Figure as HtmlFigure
 from ..core.figures import figures_folder, page
-from ..core.files import write_whole
+from ..core.files import write_atomic
 from . import pages, pictures
 from .plot_data import PLOTS, not_yet
 
@@ -82,7 +82,7 @@ def _save_one(study: optuna.Study, plot: str, folder: Path) -> str:
         if not note:
             contents = draw_html(study, plot).encode(), draw_png(study, plot)
             for file, content in zip(files, contents):
-                write_whole(file, content)
+                write_atomic(file, content)
     except OSError:
         raise
     except Exception as err:  # noqa: BLE001, a plot that fails must not cost the results their notebook
@@ -111,8 +111,8 @@ def save_plots(
 def save_figure(figure: HtmlFigure, picture: bytes, folder: str | Path, name: str) -> Image:
     "Write `figure` as NAME.html and `picture` as NAME.png into the folder of the plots; return the picture."
     with _plots_folder(Path(folder)):
-        write_whole(Path(folder) / f"{name}.html", page(figure, name).encode())
-        write_whole(Path(folder) / f"{name}.png", picture)
+        write_atomic(Path(folder) / f"{name}.html", page(figure, name).encode())
+        write_atomic(Path(folder) / f"{name}.png", picture)
     return Image(picture)
 
 # %% ../../nbs/plotting/50_plots.ipynb #56d88ed0

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import StudyError
-from ..core.files import write_whole
+from ..core.files import write_atomic
 
 # %% ../../nbs/pruner_lab/10_fold_table.ipynb #933f31ec
 class EpochRow(NamedTuple):
@@ -69,17 +69,17 @@ class TableFolder:
     def begin(self, about: dict[str, Any], settings: Sequence[dict[str, Any]]) -> None:
         "Make the folder, or resume it without the incomplete fold that a kill left."
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "about.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+        write_atomic(self.folder / "about.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
         file = self.folder / "settings.jsonl"
         kept, now = file.read_text(encoding="utf-8") if file.exists() else "", "".join(f"{json.dumps(s)}\n" for s in settings)
-        write_whole(file, max(kept, now, key=len))
+        write_atomic(file, max(kept, now, key=len))
         self._keep_whole_folds(about["epochs"])
 
     def _keep_whole_folds(self, epochs: int) -> None:
         rows = read_epochs(self.folder / "folds.csv")
         self.done = {row[:3] for row in rows if row.epoch == epochs}
         whole = [row for row in rows if row[:3] in self.done]
-        write_whole(self.folder / "folds.csv", as_csv([EpochRow._fields, *whole]))
+        write_atomic(self.folder / "folds.csv", as_csv([EpochRow._fields, *whole]))
 
     def commit(self, rows: Sequence[EpochRow]) -> None:
         "Add a complete fold, which is on disk when this method returns."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from ..core.spelling import spelled
+from ..core.formatting import format_value
 from ..plotting.plot_data import metric_name
 from ..storage.ledger_tables import FoldRow
 from ..training.metrics import constant_scores_of
@@ -21,7 +21,7 @@ from ..training.metrics import constant_scores_of
 def _tried_values(study: optuna.Study, details: list[dict[str, Any]]) -> tuple[str, str]:
     "Return the learning rates and the epochs that were tried, each as text in brackets."
     rates = [t.params["learning_rate"] for t in study.get_trials(deepcopy=False) if "learning_rate" in t.params]
-    tried = f" ({spelled(min(rates))} to {spelled(max(rates))} were tried)" if rates else ""
+    tried = f" ({format_value(min(rates))} to {format_value(max(rates))} were tried)" if rates else ""
     return tried, f" (a fold had {max(d.get('epochs', 0) for d in details)} at most)"
 
 # %% ../../nbs/results/40_learning.ipynb #4ae9b1a4

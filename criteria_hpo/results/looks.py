@@ -18,7 +18,7 @@ import pandas as pd
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import logger
-from ..core.files import write_whole
+from ..core.files import write_atomic
 
 # %% ../../nbs/results/20_looks.ipynb #b2b9f4b2
 LOOKS = "test_looks"
@@ -64,7 +64,7 @@ RESULTS = "test_results.json"
 def store_results(cfg: Config, study: optuna.Study, text: str) -> None:
     "Store `text` as the test result of the study's best trial."
     stored = {"trial": study.best_trial.number, "hashes": study.user_attrs["identity"]["hashes"], "text": text}
-    write_whole(study_dir(cfg) / RESULTS, json.dumps(stored, indent=1) + "\n")
+    write_atomic(study_dir(cfg) / RESULTS, json.dumps(stored, indent=1) + "\n")
 
 # %% ../../nbs/results/20_looks.ipynb #b3096ede
 TO_SCORE = "run command=hpo or the study notebook to score"

@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.spelling import as_overrides
+from ..core.formatting import as_overrides
 from ..plotting.plot_data import metric_name
 from .learning import learning_remark
 from ..search.samplers import trial_of_slot

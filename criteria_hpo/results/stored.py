@@ -12,7 +12,7 @@ from ..config.overrides import safe_url
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
 from ..core.errors import StudyError, did_you_mean
-from ..core.spelling import readable
+from ..core.formatting import readable
 from ..plotting.plots import save_plots
 from .costs import costs_by_reason, costs_summary
 from .learning import learning_remark

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..config.paths import study_dir
 from ..core.errors import StudyError, logger
-from ..core.files import write_whole
+from ..core.files import write_atomic
 from ..execution.checks import TOO_FEW_GROUPS, group_remarks
 from ..execution.study import StudyRun
 from .baselines import Baseline, constant_baseline, tfidf_baseline
@@ -129,7 +129,7 @@ def test_predictions(run: StudyRun) -> tuple[Predictions, str]:
     ids = run.data.test[["post_id", "criterion_id", "label"]].to_dict("list")
     rule = threshold_rule(labels)
     stored_text = json.dumps({"key": _key(run), "rule": rule, "pairs": ids, "models": models})
-    write_whole(study_dir(run.cfg) / PREDICTIONS, stored_text)
+    write_atomic(study_dir(run.cfg) / PREDICTIONS, stored_text)
     return {name: (m.probs, cut[name]) for name, m in found.items()}, rule
 
 # %% ../../nbs/results/30_test_set.ipynb #b28391ef

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config.schema import CheckpointConfig
 from ..core.errors import logger
-from ..core.files import drafted
+from ..core.files import atomic_path
 
 State = dict[str, Any]  # of numbers, text, None, tensors, and lists and dictionaries of these
 
@@ -53,7 +53,7 @@ class FoldFile:
         self.last = seconds
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with drafted(self.path) as draft:
+            with atomic_path(self.path) as draft:
                 torch.save({"key": self.key, "seconds": seconds, "state": state}, draft)
         except (OSError, RuntimeError) as err:  # PyTorch reports a full disk as a RuntimeError
             logger.warning("%s was not written (%s); training continues without this checkpoint", self.path, type(err).__name__)
