@@ -23,7 +23,7 @@ def _shares(trials: Sequence[FrozenTrial], direction: optuna.study.StudyDirectio
         study.add_trials(trials)
         return optuna.importance.get_param_importances(study, params=names)
 
-
+# %% ../../nbs/plotting/10_importance.ipynb #3ea27a89
 def importance_table(study: optuna.Study) -> pd.DataFrame:
     """Return a table by parameter: `importance`, `trials` (the number that have it), `always` (whether all complete trials do).
 

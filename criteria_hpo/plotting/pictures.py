@@ -18,6 +18,7 @@ import optuna
 import optuna.visualization.matplotlib as png_plots
 from matplotlib import dates, ticker
 from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -122,6 +123,7 @@ def parallel_coordinate_picture(study: optuna.Study) -> Figure:
     first.grid(False)
     first.set_title(title, fontsize=10)
     for lines in first.collections:
+        assert isinstance(lines, LineCollection)
         lines.set(cmap="viridis", alpha=see_through(len(lines.get_segments())))
     first.set_xticks(first.get_xticks(), [metric_name(study), *lacking], rotation=-25, ha="left")
     bar.set_ylabel(metric_name(study))
@@ -167,10 +169,10 @@ def intermediate_values_picture(study: optuna.Study) -> Figure:
     states = {f"Trial{trial.number}": trial.state.name for trial in study.get_trials(deepcopy=False)}
     alpha = see_through(len(axes.lines))
     for line in axes.lines:
-        line.set(color=STATE_COLOURS.get(states[line.get_label()], "grey"), alpha=alpha, marker="o", markersize=3)
+        line.set(color=STATE_COLOURS.get(states[str(line.get_label())], "grey"), alpha=alpha, marker="o", markersize=3)
         if line.get_label() == f"Trial{best}":
             line.set(color="black", alpha=1, linewidth=2.5, zorder=5)
-    _states_legend(axes, {states[line.get_label()] for line in axes.lines}, best)
+    _states_legend(axes, {states[str(line.get_label())] for line in axes.lines}, best)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     steps, scores = report_names(study)
     axes.set(xlabel=steps, ylabel=scores)

@@ -9,7 +9,7 @@ __all__ = ['PLOTS', 'MOST_LINES', 'MISSING', 'STATE_COLOURS', 'complete_trials',
 # %% ../../nbs/plotting/20_plot_data.ipynb #ceef574e
 from math import ceil
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,12 +27,12 @@ PLOTS: dict[str, str] = {  # our name: Optuna's function, the same in both of it
     "timeline": "plot_timeline",
 }
 
-
+# %% ../../nbs/plotting/20_plot_data.ipynb #5b94b53d
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     "Return the complete trials in the order of their numbers."
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
-
+# %% ../../nbs/plotting/20_plot_data.ipynb #609a55d8
 def metric_name(study: optuna.Study) -> str:
     "Return the name of the score: Optuna's metric name, else the study's user attribute `metric`, else `score`."
     return (study.metric_names or [study.user_attrs.get("metric", "score")])[0]
@@ -65,7 +65,7 @@ def importance_panels(study: optuna.Study) -> list[tuple[str, dict[str, float]]]
     return panels
 
 # %% ../../nbs/plotting/20_plot_data.ipynb #1f7bcbe7
-MOST_LINES, MISSING = 200, "not used"
+MOST_LINES = 200
 
 
 def best_lines(study: optuna.Study) -> tuple[optuna.Study, str]:
@@ -76,8 +76,11 @@ def best_lines(study: optuna.Study) -> tuple[optuna.Study, str]:
     keep = max(MOST_LINES, ceil(len(trials) / 10))
     best = optuna.create_study(direction=study.direction)
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    best.add_trials(sorted(trials, key=lambda trial: sign * trial.value)[:keep])
+    best.add_trials(sorted(trials, key=lambda trial: sign * cast("float", trial.value))[:keep])
     return best, f"the best {keep:,} of {len(trials):,} complete trials"
+
+# %% ../../nbs/plotting/20_plot_data.ipynb #3d073f7f
+MISSING = "not used"
 
 
 def missing_parameters(study: optuna.Study) -> dict[str, bool]:
@@ -86,7 +89,7 @@ def missing_parameters(study: optuna.Study) -> dict[str, bool]:
     names = sorted({name for trial in trials for name in trial.params})
     return {name: not all(name in trial.params for trial in trials) for name in names}
 
-
+# %% ../../nbs/plotting/20_plot_data.ipynb #4f574fa9
 def see_through(n_lines: int) -> float:
     "Return the opacity at which `n_lines` lines can still be distinguished."
     return max(0.15, min(0.8, 20 / n_lines))
@@ -103,10 +106,9 @@ STATE_COLOURS = {"COMPLETE": "tab:blue", "PRUNED": "tab:orange", "FAIL": "tab:re
 
 def best_number(study: optuna.Study) -> int:
     "Return the number of the best complete trial, or -1."
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    return study.best_trial.number if complete else -1
+    return study.best_trial.number if complete_trials(study) else -1
 
-
+# %% ../../nbs/plotting/20_plot_data.ipynb #426c1b07
 def report_names(study: optuna.Study) -> tuple[str, str]:
     "Return the axis names of the reports: folds and their running mean, or steps and the score so far in the other modes."
     mode = study.user_attrs.get("identity", {}).get("hpo", {}).get("mode", "kfold")
