@@ -8,6 +8,7 @@ __all__ = ['encoder_layers', 'keep_layers', 'freeze_layers', 'set_gradient_check
 # %% ../../nbs/model/15_layers.ipynb #99ebdb40
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -74,6 +75,7 @@ def set_gradient_checkpointing(model: PreTrainedModel, on: bool, setting: str = 
         raise ModelError(
             f"{setting}: the layers of {model.config.model_type} do not support gradient checkpointing; set it to false"
         )
+    layer: Any  # the library declares no type for the function that recomputes a layer
     for layer in layers if supported else ():
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = on
