@@ -134,12 +134,12 @@ def command_probe(cfg: Config) -> None:
     from criteria_hpo.model.device import resolve_precision
     from criteria_hpo.model.memory import Card, get_gpu_vram_info
     from criteria_hpo.search.search_space import parse_space
-    from criteria_hpo.training.setup import ready_classifier
+    from criteria_hpo.training.setup import prepare_classifier
 
     parse_space(cfg.hpo.search_space)  # an error in it is raised before the model is loaded
     for gpu in get_gpu_vram_info():
         print(f"GPU {gpu['index']}: {gpu['name']}, {gpu['total_gb']:.2f} GB, of which {gpu['available_gb']:.1f} GB are free")
-    classifier, _, device = ready_classifier(cfg)
+    classifier, _, device = prepare_classifier(cfg)
     where = "the first GPU" if device.type == "cuda" else f"the CPU (no GPU found), threads={cfg.threads}"
     print(f"Training on {where}, in {resolve_precision(device, cfg.training.precision)}")
     for line in probe_lines(cfg, classifier, device, Card(device) if device.type == "cuda" else None):

@@ -14,7 +14,7 @@ from .config.schema import Config
 from .model.classifier import BERTClassifier
 from .model.memory import GB, Card, calculate_gradient_accumulation, memory_line
 from .search.search_space import largest_batch_size, parse_space
-from .training.memory_probe import fullest_moment, physical_batch_sizes
+from .training.memory_probe import peak_memory_step, physical_batch_sizes
 
 # %% ../nbs/30_memory_report.ipynb #901f859e
 def sizes_line(cfg: Config, sizes: tuple[int, int], probed: bool) -> str:
@@ -29,7 +29,7 @@ def memory_of_training(cfg: Config, classifier: BERTClassifier, card: Card, best
     upper, peaks = 1 << (max(2, best // 2).bit_length() - 1), {}
     for size in (upper // 2, upper) if best > 1 else ():
         card.clear()
-        fullest_moment(cfg, classifier, next(classifier.parameters()).device, evaluation=False, size=size)
+        peak_memory_step(cfg, classifier, next(classifier.parameters()).device, evaluation=False, size=size)
         peaks[size] = card.peak()
     if (line := memory_line(peaks, best)) is None:
         return "Memory of training: only one sample fits, which is too few for an estimate"

@@ -44,7 +44,7 @@ def slot_sampler(
     always, _ = split_by_condition(space)
     return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed_params(slot, space, cfg, warm))
 
-
+# %% ../../nbs/execution/20_trial.ipynb #0d134ddc
 def sampler_notice(cfg: Config, space: tuple[Dimension, ...]) -> str | None:
     "Return the log line on parameters that the study's sampler does not model; None if it models all."
     return sampler_line(cfg.hpo.sampler.type, *split_by_condition(space))
@@ -73,7 +73,8 @@ class TrialRecorder:
     def has_folds_left(self) -> bool:
         "Return whether a fold is left to train and no decision has stopped the trial."
         rows, attrs = self.ledger.folds(self.lease.slot), self.stored.user_attrs
-        stopped = any(row.decision for row in [*rows, *self.ledger.reports(self.lease.slot)]) or "prune_reason" in attrs
+        decisions = [row.decision for row in rows] + [row.decision for row in self.ledger.reports(self.lease.slot)]
+        stopped = any(decisions) or "prune_reason" in attrs
         return not (stopped or self.stored.state.is_finished()) and len(rows) < self.cfg.folds_per_trial
 
     def record_unfinished(self, end: Unfinished) -> None:

@@ -106,7 +106,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     "The states of PyTorch's generators, of the CPU and of a GPU."
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
-
+# %% ../../nbs/training/40_checkpoint.ipynb #f6c1716f
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     "Restore the states of the generators."
     torch.set_rng_state(state["cpu"])

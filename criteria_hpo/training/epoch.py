@@ -66,30 +66,16 @@ class Diverged(Unfinished):
 class Stopped(Unfinished):
     "The observer's `epoch` returned False and ended the fold."
 
-
+# %% ../../nbs/training/50_epoch.ipynb #616de202
 class ScoringOutOfMemory(torch.OutOfMemoryError):
     "Memory ran out in scoring, not in training; `size` rows were scored at a time."
 
     def __init__(self, size: int):
-        super().__init__(f"memory ran out in scoring {size} rows at a time")
+        super().__init__(f"out of memory when scoring {size} rows at a time")
         self.size = size
 
 # %% ../../nbs/training/50_epoch.ipynb #c6bda8db
-@torch.no_grad()
-def predict(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
-    "Probabilities of `rows`, shape (len(rows),), in their order, and the mean loss. Raises `ScoringOutOfMemory`, `Diverged`."
-    try:
-        probs, total = _scored(setup, rows)
-    except RuntimeError as err:
-        if not is_out_of_memory(err):
-            raise
-        raise ScoringOutOfMemory(min(setup.eval_batch_size, len(rows))) from None
-    if not (math.isfinite(total) and np.isfinite(probs).all()):
-        raise Diverged(f"the logits of a trained model are not numbers (loss {total})")
-    return probs, total / len(rows)
-
-
-def _scored(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
+def _score_rows(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
     "Probabilities of `rows` and the sum of their losses."
     classifier, total = setup.classifier.eval(), 0.0
     probs = np.empty(len(rows), dtype=np.float64)
@@ -101,6 +87,20 @@ def _scored(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
         total += float(classifier.loss(logits, labels, "sum"))
         probs[positions] = torch.sigmoid(logits.double()).cpu().numpy()
     return probs, total
+
+# %% ../../nbs/training/50_epoch.ipynb #32b4191d
+@torch.no_grad()
+def predict(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    "Probabilities of `rows`, shape (len(rows),), in their order, and the mean loss. Raises `ScoringOutOfMemory`, `Diverged`."
+    try:
+        probs, total = _score_rows(setup, rows)
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
+        raise ScoringOutOfMemory(min(setup.eval_batch_size, len(rows))) from None
+    if not (math.isfinite(total) and np.isfinite(probs).all()):
+        raise Diverged(f"the logits of a trained model are not finite (loss {total})")
+    return probs, total / len(rows)
 
 # %% ../../nbs/training/50_epoch.ipynb #52abbbd7
 def epoch_batches(source: TrainingSource, train: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -203,7 +203,7 @@ def watched_rows(setup: TrainingSetup, fold: Fold) -> np.ndarray:
     "The rows that early stopping watches: the inner split, or the scoring rows for parity with older studies."
     return fold.inner if setup.training.early_stopping.split == "inner" else fold.valid
 
-
+# %% ../../nbs/training/50_epoch.ipynb #05bc34af
 def watch(setup: TrainingSetup, rows: np.ndarray) -> float:
     "The value that early stopping maximises on `rows`: the study's metric, or minus the loss when positives are few."
     probs, loss = predict(setup, rows)

@@ -27,9 +27,9 @@ def check_scores(
     if labels.ndim != 1 or labels.shape != probs.shape:
         raise DataError(f"labels of shape {labels.shape} and probs of shape {probs.shape}: pass one of each per pair")
     if len(labels) == 0:
-        raise DataError("no pair to score: labels and probs are empty")
+        raise DataError("there are no pairs to score: labels and probs are empty")
     if not np.isin(labels, (0, 1)).all():
-        raise DataError("labels hold something other than 0 and 1")
+        raise DataError("labels contain values other than 0 and 1")
     if missing := np.isnan(probs).sum():
         raise DataError(f"{missing} of {len(probs)} probs are NaN: training diverged; lower the learning rate")
     if probs.min() < 0 or probs.max() > 1:
@@ -48,13 +48,13 @@ def average_precision(labels: np.ndarray, probs: np.ndarray) -> float:
     labels, probs = check_scores(labels, probs)
     return float(skm.average_precision_score(labels, probs)) if labels.any() else float("nan")
 
-
+# %% ../../nbs/training/20_metrics.ipynb #cc830048
 def roc_auc(labels: np.ndarray, probs: np.ndarray) -> float:
     "Probability that a random positive is ranked above a random negative, ties count half; NaN with one class only."
     labels, probs = check_scores(labels, probs)
     return float(skm.roc_auc_score(labels, probs)) if labels.any() and not labels.all() else float("nan")
 
-
+# %% ../../nbs/training/20_metrics.ipynb #128da5f9
 def matthews(labels: np.ndarray, probs: np.ndarray, threshold: float = 0.5) -> float:
     "Matthews correlation of `probs >= threshold` with the labels, in [-1, 1]; 0 for a constant answer."
     labels, probs = check_scores(labels, probs)
@@ -63,7 +63,7 @@ def matthews(labels: np.ndarray, probs: np.ndarray, threshold: float = 0.5) -> f
 # %% ../../nbs/training/20_metrics.ipynb #af9f5345
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"f1": f1, "average_precision": average_precision}
 
-
+# %% ../../nbs/training/20_metrics.ipynb #ae447c6f
 def score_all(
     labels: np.ndarray,  # 0 or 1, shape (n,)
     probs: np.ndarray,  # in [0, 1], shape (n,)
@@ -101,7 +101,7 @@ def can_choose_threshold(labels: np.ndarray) -> bool:
     positives = int(np.sum(labels))
     return min(positives, len(labels) - positives) >= MIN_FOR_THRESHOLD
 
-
+# %% ../../nbs/training/20_metrics.ipynb #31bc80e2
 def choose_threshold(
     labels: np.ndarray,  # 0 or 1, shape (n,): held-out training pairs, never the pairs to be scored
     probs: np.ndarray,  # in [0, 1], shape (n,)
@@ -110,9 +110,6 @@ def choose_threshold(
     return best_threshold(labels, probs) if can_choose_threshold(labels) else 0.5
 
 # %% ../../nbs/training/20_metrics.ipynb #ff2423dd
-SAME_SCORE = 1e-5
-
-
 def constant_answer(
     probs: np.ndarray,  # in [0, 1], shape (n,)
     threshold: float,  # a pair is positive from this value on
@@ -121,21 +118,23 @@ def constant_answer(
     decided = np.asarray(probs, dtype=np.float64) >= threshold
     return "yes" if decided.all() else None if decided.any() else "no"
 
+# %% ../../nbs/training/20_metrics.ipynb #7354ca14
+SAME_SCORE = 1e-5
+
 
 def constant_scores(probs: np.ndarray) -> bool:
     "Whether all scores, shape (n,), lie within `SAME_SCORE`, so that they give no ranking."
     return bool(np.ptp(probs) <= SAME_SCORE)
 
-
+# %% ../../nbs/training/20_metrics.ipynb #f2788cdb
 def constant_answer_of(metrics: dict[str, float]) -> str | None:
     """`constant_answer` computed from the scores of `score_all`, for results without stored predictions.
 
     At a recall of 1, MCC is 0 exactly if there is no true negative; at a recall of 0, exactly if there is no false positive.
     """
-    recall = metrics["recall"] if metrics["mcc"] == 0 else None
-    return {0.0: "no", 1.0: "yes"}.get(recall)
+    return {0.0: "no", 1.0: "yes"}.get(metrics["recall"]) if metrics["mcc"] == 0 else None
 
-
+# %% ../../nbs/training/20_metrics.ipynb #be7c75b2
 def constant_scores_of(metrics: dict[str, float]) -> bool:
     "Whether the scores of `score_all` come from one score for all pairs: one answer, and an area of exactly 0.5."
     return constant_answer_of(metrics) is not None and metrics["roc_auc"] == 0.5
@@ -157,13 +156,13 @@ def confusion_by_group(
     cells = (labels & decided, ~labels & decided, labels & ~decided, ~labels & ~decided)
     return np.stack([np.bincount(rows, weights=cell, minlength=rows.max() + 1) for cell in cells], axis=1)
 
-
+# %% ../../nbs/training/20_metrics.ipynb #8bff8cac
 def f1_of_counts(counts: np.ndarray) -> np.ndarray:
     "F1 of (tp, fp, fn, tn) in the last axis; 0 if no positive is found."
     tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
 
-
+# %% ../../nbs/training/20_metrics.ipynb #19890284
 def mcc_of_counts(counts: np.ndarray) -> np.ndarray:
     "Matthews correlation of (tp, fp, fn, tn) in the last axis; 0 if a margin is empty, as in scikit-learn."
     tp, fp, fn, tn = np.moveaxis(counts, -1, 0)

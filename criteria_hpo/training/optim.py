@@ -10,7 +10,7 @@ __all__ = ['CYCLES', 'POWER', 'DECAYS', 'parameter_groups', 'make_optimizer', 'w
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 # %% ../../nbs/training/10_optim.ipynb #6fab1bc6
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     "Two AdamW groups: matrices with `weight_decay`; norm gains (one-dimensional) and biases of any shape without decay."
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, param in model.named_parameters():
         if param.requires_grad:
             bias = name.removesuffix(".weight").endswith("bias")
@@ -42,12 +43,12 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "constant": lambda left: 1.0,
 }
 
-
+# %% ../../nbs/training/10_optim.ipynb #ab50d001
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
     "Number of optimiser steps over which the rate rises."
     return math.ceil(total_steps * warmup_ratio)
 
-
+# %% ../../nbs/training/10_optim.ipynb #3dc26cb5
 def make_schedule(name: str, optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
     "Linear warm-up to the peak, then the decay `name` (a key of `DECAYS`), over `total_steps` optimiser steps."
     warm = warmup_steps(total_steps, warmup_ratio)
@@ -87,10 +88,11 @@ def accumulation_step(
     `max_grad_norm` and cleared on return.
     """
     samples, total = sum(len(part["labels"]) for part in parts), 0.0
+    loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
     for part in parts:
         inputs = {k: v for k, v in part.items() if k != "labels"}
         with autocast:
-            loss = model.loss(model(**inputs), part["labels"], "sum") / samples
+            loss = loss_of(model(**inputs), part["labels"], "sum") / samples
         scaler.scale(loss).backward()
         total += loss.detach().double()
     scaler.unscale_(optimizer)
