@@ -87,7 +87,8 @@ def accumulation_step(
     `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the norm
     `max_grad_norm` and cleared on return.
     """
-    samples, total = sum(len(part["labels"]) for part in parts), 0.0
+    samples = sum(len(part["labels"]) for part in parts)
+    total: Tensor | float = 0.0
     loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
     for part in parts:
         inputs = {k: v for k, v in part.items() if k != "labels"}
