@@ -38,7 +38,7 @@ TWELVE = [
 
 
 def table(**columns: object) -> pd.DataFrame:
-    """Twelve posts by two criteria, good as they are; `columns` replace theirs."""
+    """Twelve posts by two criteria without an error; `columns` replace columns."""
     return pd.DataFrame(TWELVE).assign(**columns)
 
 
@@ -101,7 +101,7 @@ def parquet(**columns: pa.Array) -> bytes:
     return sink.getvalue()
 
 
-def swallowed(delimiter: str, ends: str = "\n") -> bytes:
+def with_open_quote(delimiter: str, ends: str = "\n") -> bytes:
     """A table in which the quote before the text of row 5 is closed by one at the end of row 9's."""
     rows = [HEADER.strip().split(","), *([str(cell) for cell in row.values()] for row in TWELVE)]
     for row in rows[1:]:
@@ -197,7 +197,7 @@ CASES = [
         Case(
             f"rows inside a cell of a {ending}, {len(ends)}",
             f"a.{ending}",
-            swallowed(mark, ends),
+            with_open_quote(mark, ends),
             (f"a.{ending}, row 5: post contains whole rows",),
         )
         for ending, mark in (("csv", ","), ("tsv", "\t"))
@@ -571,9 +571,9 @@ def test_a_file_without_read_permission(
     file.write_bytes(good())
     file.chmod(0)
     if os.geteuid() == 0:
-        refused = mock.Mock(side_effect=PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        denied = mock.Mock(side_effect=PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
         really = Path.open
-        monkeypatch.setattr(Path, "open", lambda path, *how, **more: (refused if path == file else really)(path, *how, **more))
+        monkeypatch.setattr(Path, "open", lambda path, *how, **more: (denied if path == file else really)(path, *how, **more))
     code = cli.main(["preset=smoke", "data=pairs", f"data.path={file}"])
     line = capsys.readouterr().err
     assert code == 2 and line.startswith(

@@ -201,7 +201,7 @@ BAD = [
     ),
     Bad("a column twice", "post_id,post,A.4,A.4\np1,a,1,0\n", ("column A.4 occurs 2 times",), AS_WIDE),
     Bad(
-        "a strange name",
+        "an unknown name",
         f"post_id,post,label\np1,{SECRET},A.44\n",
         ("row 2: label contains a name that is not a criterion", "did you mean 'A.4'?"),
         AS_JOINED,

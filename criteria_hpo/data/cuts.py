@@ -47,12 +47,12 @@ def _update(probabilities: np.ndarray, shares: np.ndarray, own_share: np.ndarray
 
     `probabilities` are those of the later groups before the decision, `shares` (2, later groups) their pairs and positives as
     shares, `own_share` (2,) those of the group. The weights are those of a least squares fit."""
-    room = probabilities * (1 - probabilities) / shares.sum(axis=0)
-    gram = (shares * room) @ shares.T
+    weights = probabilities * (1 - probabilities) / shares.sum(axis=0)
+    gram = (shares * weights) @ shares.T
     fit = np.linalg.solve(gram + (1e-9 * gram.trace() + 1e-30) * np.eye(len(gram)), own_share)
     low = np.minimum(probabilities / p, (1 - probabilities) / (1 - p))
     high = np.minimum(probabilities / (1 - p), (1 - probabilities) / p)
-    return np.clip(probabilities + (p - taken) * np.clip(room * (fit @ shares), -low, high), 0, 1)
+    return np.clip(probabilities + (p - taken) * np.clip(weights * (fit @ shares), -low, high), 0, 1)
 
 # %% ../../nbs/data/10_cuts.ipynb #921b2046
 WINDOW = 400  # number of later groups that compensate one decision; more of them only take more time
