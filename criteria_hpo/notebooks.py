@@ -154,9 +154,9 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
     cfg = config_from_parameters(**{**known, **given})
     load_data(cfg)
     if cfg.augmentation.enable:
-        from criteria_hpo.execution.study import make_variants_apart  # imports torch
+        from criteria_hpo.execution.study import make_variants_in_subprocess  # imports torch
 
-        make_variants_apart(cfg)  # in the launcher, where their bar is visible
+        make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
     output = make_study_dir(cfg) / source.name
     print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0):
