@@ -17,5 +17,5 @@ def folds_unpruned(state: str, reason: str, folds: int, n_folds: int) -> int:
 
 # %% ../../nbs/search/70_savings.ipynb #65be5f11
 def saved_share(spent: float, unpruned: float) -> float:
-    "Return the saved share of the cost without pruning, from 0 to 1; 0 if there is no cost."
+    "Return the saved share of the cost without pruning, from 0 to 1; 0 without any cost."
     return 1 - spent / unpruned if unpruned else 0.0
