@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'STEPS', 'study_identity', 'differences', 'effective_settings', 'effective_differences', 'reject_changes',
-           'reject_space_changes', 'open_ledger', 'open_study', 'resolve_n_trials', 'used_methods', 'pin_variants']
+           'reject_space_changes', 'open_ledger', 'open_study', 'check_identity', 'resolve_n_trials', 'used_methods',
+           'pin_variants']
 
 # %% ../../nbs/execution/50_identity.ipynb #a1f04603
 import json
@@ -15,6 +16,7 @@ import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
+    FloatDistribution,
     IntDistribution,
     check_distribution_compatibility,
 )
@@ -36,7 +38,7 @@ def study_identity(cfg: Config, data: Data) -> dict[str, Any]:
     "Return all settings and hashes that determine a study's scores, as plain JSON values."
     return json.loads(json.dumps({**identity_settings(cfg), "hashes": data.hashes}))
 
-
+# %% ../../nbs/execution/50_identity.ipynb #bc757224
 def differences(old: Any, new: Any, path: str = "") -> dict[str, str]:
     "Return the dotted settings in which two nested dictionaries differ, each with `path: old -> new`."
     if isinstance(old, dict) and isinstance(new, dict):
@@ -51,9 +53,9 @@ def effective_settings(identity: dict[str, Any]) -> dict[str, Any]:
     off = not identity.get("augmentation", {}).get("enable", True)
     return identity | {"augmentation": {"enable": False}} if off else identity
 
-
+# %% ../../nbs/execution/50_identity.ipynb #b7f656ad
 def effective_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    "Return the `differences` of two identities after `effective_settings`."
+    "Return the `differences` of two identities in settings that have an effect."
     return differences(effective_settings(old), effective_settings(new))
 
 # %% ../../nbs/execution/50_identity.ipynb #a63ee8d7
@@ -61,21 +63,27 @@ FIXED = ("data.n_folds", "hpo.mode", "hpo.metric")
 STEPS = ("training.num_epochs", "hpo.report_interval")  # define a step where epochs are reported
 
 
+def _reject_fixed(name: str, changes: dict[str, str], mode: str) -> None:
+    "Raise a `StudyError` for a change that makes scores incomparable; `mode`: the study's `hpo.mode`."
+    fixed = FIXED if mode == "kfold" else FIXED + STEPS
+    if never := [path for path in changes if path in fixed]:
+        raise StudyError(
+            f"study '{name}' was started with another value ({changes[never[0]]}), and scores of both cannot be compared; "
+            f"undo the change, or choose another hpo.study_name for a new study"
+        )
+
+# %% ../../nbs/execution/50_identity.ipynb #709716de
 def reject_changes(name: str, changes: dict[str, str], allowed: bool | list[str], mode: str = "kfold") -> None:
     "Raise a `StudyError` with the change unless every change is allowed; `mode`: the study's `hpo.mode`."
-    if never := [path for path in changes if path in (FIXED if mode == "kfold" else FIXED + STEPS)]:
-        raise StudyError(
-            f"study '{name}' was begun with another value ({changes[never[0]]}), and no pruner or report can compare scores over "
-            f"both; take that back, or choose another hpo.study_name for a new study"
-        )
+    _reject_fixed(name, changes, mode)
     free = allowed if isinstance(allowed, list) else [""] * allowed
     forbidden = [path for path in changes if not any(f"{path}.".startswith(f"{a}.".lstrip(".")) for a in free)]
     if forbidden:
         more = f" and {len(forbidden) - 1} more" if len(forbidden) > 1 else ""
         force = ",".join(dict.fromkeys(path.split(".")[0] if path.startswith("hashes") else path for path in changes))
         raise StudyError(
-            f"study '{name}' was begun with other settings ({changes[forbidden[0]]}{more}); take them back, choose another "
-            f"hpo.study_name for a new study, or go on all the same with hpo.allow_changed=[{force}]"
+            f"study '{name}' was started with other settings ({changes[forbidden[0]]}{more}); undo the change, choose another "
+            f"hpo.study_name for a new study, or allow it with hpo.allow_changed=[{force}]"
         )
 
 # %% ../../nbs/execution/50_identity.ipynb #ccd47141
@@ -83,14 +91,15 @@ def _fixed_properties(d: BaseDistribution) -> str:
     "Return a description of the properties of a distribution that are fixed."
     if isinstance(d, CategoricalDistribution):
         return f"choices {list(d.choices)}"
+    assert isinstance(d, IntDistribution | FloatDistribution)
     return f"{'whole numbers' if isinstance(d, IntDistribution) else 'numbers'} on a {'logarithmic' if d.log else 'linear'} scale"
 
-
+# %% ../../nbs/execution/50_identity.ipynb #1371b645
 def reject_space_changes(study: optuna.Study, space: tuple[Dimension, ...]) -> None:
     "Raise a `StudyError` for a dimension whose distribution is incompatible with the study's trials."
-    had = {name: d for t in study.get_trials(deepcopy=False) for name, d in t.distributions.items()}
-    for dimension in (d for d in space if d.name in had):
-        old, new = had[dimension.name], dimension.distribution
+    sampled = {name: d for t in study.get_trials(deepcopy=False) for name, d in t.distributions.items()}
+    for dimension in (d for d in space if d.name in sampled):
+        old, new = sampled[dimension.name], dimension.distribution
         try:
             check_distribution_compatibility(old, new)
         except ValueError:
@@ -105,25 +114,17 @@ def open_ledger(cfg: Config) -> Ledger:
     "Return the ledger of the configured study. Its `engine.dispose()` closes all connections."
     return Ledger(storage_url(cfg), cfg.hpo.study_name)
 
-# %% ../../nbs/execution/50_identity.ipynb #31ceb46f
-def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
-    "Create the study, or open it after a check that nothing that determines its scores has changed."
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name, storage = ledger.study, open_storage(storage_url(cfg))
-    now = study_identity(cfg, data)
-    with exclusive(ledger.engine, name):
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        kept = study.user_attrs.get("identity")
-        changes = {} if kept is None else effective_differences(kept, now)
-        begun = bool(ledger.slots())
-        if begun:
-            reject_space_changes(study, parse_space(cfg.hpo.search_space))
-            reject_changes(name, changes, cfg.hpo.allow_changed, cfg.hpo.mode)
-        if kept is None or changes:
-            _write_identity(cfg, study, now, begun, list(changes.values()))
-    return study
-
 # %% ../../nbs/execution/50_identity.ipynb #b6cf47c7
+def _new_attributes(cfg: Config) -> dict[str, Any]:
+    "Return the attributes of a study that has no slot; logs how slot 0 differs from the default setting."
+    space = parse_space(cfg.hpo.search_space)
+    changes = first_changes(space, cfg.first_setting)
+    if changes:
+        logger.warning("hpo.default_setting: slot 0 differs from it: %s", "; ".join(changes))
+    warm = warm_start_settings(read_warm_start(cfg), space, cfg.first_setting)
+    return {"default_changes": changes, "warm_start": warm}
+
+# %% ../../nbs/execution/50_identity.ipynb #82dc117c
 def _write_identity(cfg: Config, study: optuna.Study, now: dict[str, Any], begun: bool, changes: list[str]) -> None:
     "Store the study's identity, and the permitted changes of a study that has begun."
     new: dict[str, Any] = {"metric": cfg.hpo.metric}
@@ -132,15 +133,37 @@ def _write_identity(cfg: Config, study: optuna.Study, now: dict[str, Any], begun
         new["changed"] = [*study.user_attrs.get("changed", []), entry]
     else:
         study.set_user_attr("identity", None)
-        space = parse_space(cfg.hpo.search_space)
-        new["default_changes"] = first_changes(space, cfg.first_setting)
-        if new["default_changes"]:
-            logger.warning("hpo.default_setting: slot 0 differs from it: %s", "; ".join(new["default_changes"]))
-        new["warm_start"] = warm_start_settings(read_warm_start(cfg), space, cfg.first_setting)
+        new |= _new_attributes(cfg)
     if not begun or any(change.startswith(("model", "training")) for change in changes):
         new |= dict.fromkeys(SIZES)
     for key, value in (new | {"identity": now}).items():
         study.set_user_attr(key, value)
+
+# %% ../../nbs/execution/50_identity.ipynb #31ceb46f
+def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
+    "Create the study, or open it after a check that nothing that determines its scores has changed."
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    name, storage = ledger.study, open_storage(storage_url(cfg))
+    now = study_identity(cfg, data)
+    with exclusive(ledger.engine, name):
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        stored = study.user_attrs.get("identity")
+        changes = {} if stored is None else effective_differences(stored, now)
+        begun = bool(ledger.slots())
+        if begun:
+            reject_space_changes(study, parse_space(cfg.hpo.search_space))
+            reject_changes(name, changes, cfg.hpo.allow_changed, cfg.hpo.mode)
+        if stored is None or changes:
+            _write_identity(cfg, study, now, begun, list(changes.values()))
+    return study
+
+# %% ../../nbs/execution/50_identity.ipynb #87f46285
+def check_identity(cfg: Config, data: Data, study: optuna.Study) -> None:
+    "Raise a `StudyError` where the study's identity differs from that of the configuration and the data."
+    stored, name = study.user_attrs.get("identity"), study.study_name
+    if stored is None:
+        raise StudyError(f"study '{name}': another process was killed while it started this study; run the same command again")
+    reject_changes(name, effective_differences(study_identity(cfg, data), stored), False, cfg.hpo.mode)
 
 # %% ../../nbs/execution/50_identity.ipynb #1ecf199b
 def resolve_n_trials(cfg: Config, study: optuna.Study, ledger: Ledger, keep_stored: bool) -> Config:
@@ -162,18 +185,18 @@ def used_methods(study: optuna.Study) -> set[str]:
     "Return the augmentation methods that the study's trials used."
     return {trial.params["aug_method"] for trial in study.get_trials(deepcopy=False) if "aug_method" in trial.params}
 
-
+# %% ../../nbs/execution/50_identity.ipynb #fade4168
 def pin_variants(cfg: Config, study: optuna.Study, ledger: Ledger, about: dict[str, dict[str, Any]]) -> None:
     "Store `about`, the facts on the variants by method; raise a `StudyError` where a stored hash differs."
-    kept = study.user_attrs.get("variants", {})
-    others = [method for method, now in about.items() if method in kept and kept[method]["sha256"] != now["sha256"]]
+    stored = study.user_attrs.get("variants", {})
+    others = [method for method, now in about.items() if method in stored and stored[method]["sha256"] != now["sha256"]]
     allowed = cfg.hpo.allow_changed if isinstance(cfg.hpo.allow_changed, list) else ["data"] * cfg.hpo.allow_changed
     free = any(path.split(".")[0] in ("augmentation", "data", "hashes", "seed") for path in allowed)
     if others and not free and ledger.slots():
         raise StudyError(
-            f"study '{study.study_name}' was begun with other variants ({', '.join(others)}): WordNet, nlpaug, transformers or "
-            f"the files of augmentation.model_name are no more what they were; bring them back, choose another hpo.study_name "
-            f"for a new study, or go on all the same with hpo.allow_changed=[augmentation]"
+            f"study '{study.study_name}' was started with other variants ({', '.join(others)}): WordNet, nlpaug, transformers or "
+            f"the files of augmentation.model_name have changed; restore them, choose another hpo.study_name for a new study, or "
+            f"allow the change with hpo.allow_changed=[augmentation]"
         )
-    if kept | about != kept:
-        study.set_user_attr("variants", kept | about)
+    if stored | about != stored:
+        study.set_user_attr("variants", stored | about)

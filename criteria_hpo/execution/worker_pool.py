@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_RESTARTS', 'LONG_RUN_SECONDS', 'EXIT_STOPPED', 'receive_task', 'send_task', 'Worker', 'WorkerPool',
-           'describe_exit', 'run_worker_pool']
+           'worker_environment', 'visible_gpus', 'describe_exit', 'run_worker_pool']
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #4ace13e4
 import contextlib
@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ..core.errors import EXIT_USER_ERROR, StudyError, logger
-from ..core.stopping import Interrupted, stoppable
+from ..core.stopping import StopRequest, stoppable
+from ..model.memory import SHARE_VARIABLE
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #0fd465d3
 def receive_task() -> str:
@@ -33,9 +36,10 @@ def receive_task() -> str:
     threading.Thread(target=listen, daemon=True).start()
     return task
 
-
+# %% ../../nbs/execution/40_worker_pool.ipynb #ecf44708
 def send_task(process: subprocess.Popen[bytes], task: str) -> None:
-    "Send a process the line that its `receive_task` waits for; a process that has died is found by its exit code."
+    "Send a process the line that its `receive_task` waits for."
+    assert process.stdin is not None, "started with a pipe"
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(task.encode() + b"\n")
         process.stdin.flush()
@@ -43,24 +47,29 @@ def send_task(process: subprocess.Popen[bytes], task: str) -> None:
 # %% ../../nbs/execution/40_worker_pool.ipynb #2c452e76
 @dataclass
 class Worker:
-    "One process of a pool: its number from 1, failed restarts in a row, start time and process."
+    "A running or ended process of a pool: its number from 1, its process, its restarts in a row and its start time."
 
     number: int
+    process: subprocess.Popen[bytes] = field(repr=False)
     restarts: int = 0
-    since: float = 0.0
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_running(self) -> bool:
+        "Whether the process has not ended."
+        return self.process.poll() is None
 
     def request_stop(self) -> None:
         "Request a stop: after the running fold at the first call, at once at the second."
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             self.process.send_signal(signal.SIGINT)
 
-
+# %% ../../nbs/execution/40_worker_pool.ipynb #b474ba32
 @dataclass(frozen=True)
 class WorkerPool:
     """The configuration of a pool: a command, its task (one line), the folder of the logs, the environment by worker number.
 
-    `made_progress`: returns whether the process with this pid has finished a unit of work.
+    `made_progress`: returns whether the process with this pid has finished a trial.
     """
 
     command: Sequence[str]
@@ -69,30 +78,38 @@ class WorkerPool:
     environment: Callable[[int], dict[str, str]] = lambda number: {}
     made_progress: Callable[[int], bool] = lambda pid: False
 
-    def log(self, worker: Worker) -> Path:
+    def log(self, number: int) -> Path:
         "Return the file with a worker's output."
-        return self.folder / f"worker-{worker.number}.log"
+        return self.folder / f"worker-{number}.log"
 
-    def start(self, worker: Worker) -> None:
-        "Start a worker and send it its task."
-        env, worker.since = os.environ | self.environment(worker.number), time.monotonic()
-        with self.log(worker).open("ab") as sink:
-            worker.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=env, start_new_session=True
-            )
-        send_task(worker.process, self.task)
-
-    def last_line(self, worker: Worker) -> str:
+    def last_line(self, number: int) -> str:
         "Return the last line of a worker's output."
-        lines = self.log(worker).read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = self.log(number).read_text(encoding="utf-8", errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "")
 
+    def spawn(self, number: int) -> subprocess.Popen[bytes]:
+        "Start the process of a worker, which waits for its task."
+        env, pipe = os.environ | self.environment(number), subprocess.PIPE
+        with self.log(number).open("ab") as sink:
+            return subprocess.Popen(self.command, stdin=pipe, stdout=sink, stderr=sink, env=env, start_new_session=True)
+
+# %% ../../nbs/execution/40_worker_pool.ipynb #4c752bda
+def worker_environment(threads: int, n_workers: int, number: int, gpus: Sequence[str]) -> dict[str, str]:
+    "Return the environment variables of worker `number` (from 1) of `n_workers`; `gpus`: names of the available GPUs."
+    env = {"CRITERIA_HPO_PROGRESS": "0", "OMP_NUM_THREADS": str(threads)}
+    if not gpus:
+        return env
+    turn = (number - 1) % len(gpus)
+    sharing = len(range(turn, n_workers, len(gpus)))
+    return env | {"CUDA_VISIBLE_DEVICES": gpus[turn], SHARE_VARIABLE: str(1 / sharing)}
+
+# %% ../../nbs/execution/40_worker_pool.ipynb #08806a1b
+def visible_gpus() -> list[str]:
+    "Return the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(i) for i in range(torch.cuda.device_count())]
+
 # %% ../../nbs/execution/40_worker_pool.ipynb #0b5f5425
-MAX_RESTARTS = 3
-LONG_RUN_SECONDS = 3600.0
-EXIT_STOPPED = 130
-
-
 def describe_exit(code: int) -> str:
     "Return a description of an exit status."
     if code >= 0:
@@ -101,56 +118,41 @@ def describe_exit(code: int) -> str:
     return f"{name}; out of memory?" if name == "SIGKILL" else name
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #8a8cdcd7
+MAX_RESTARTS = 3
+LONG_RUN_SECONDS = 3600.0
+EXIT_STOPPED = 130
+
+
+def _may_restart(pool: WorkerPool, worker: Worker, line: str) -> bool:
+    "Count a restart; return False, with a warning, after `MAX_RESTARTS` in a row."
+    if time.monotonic() - worker.started > LONG_RUN_SECONDS or pool.made_progress(worker.process.pid):
+        worker.restarts = 0
+    if worker.restarts >= MAX_RESTARTS:
+        log = pool.log(worker.number).name
+        logger.warning("%s %d times in a row and is not restarted; see %s", line, MAX_RESTARTS + 1, log)
+        return False
+    worker.restarts += 1
+    logger.warning("%s; restarted (%d of %d)", line, worker.restarts, MAX_RESTARTS)
+    return True
+
+# %% ../../nbs/execution/40_worker_pool.ipynb #17cc0984
 def _handle_exit(pool: WorkerPool, worker: Worker, restart: bool) -> str | None:
     "Restart an ended worker where that may help; return the error line of a worker that ended with a user error."
     code = worker.process.wait()
-    worker.process.stdin.close()
+    if worker.process.stdin is not None:
+        worker.process.stdin.close()
     if code == EXIT_USER_ERROR:
-        return pool.last_line(worker).removeprefix("criteria_hpo: ")
+        return pool.last_line(worker.number).removeprefix("criteria_hpo: ")
     if code in (0, EXIT_STOPPED) or not restart:
         return None
-    line = f"Worker {worker.number} died ({describe_exit(code)})"
-    if time.monotonic() - worker.since > LONG_RUN_SECONDS or pool.made_progress(worker.process.pid):
-        worker.restarts = 0
-    if worker.restarts >= MAX_RESTARTS:
-        logger.warning("%s %d times in a row and is not restarted; see %s", line, MAX_RESTARTS + 1, pool.log(worker).name)
-        return None
-    worker.restarts += 1
-    logger.warning("%s; restarted (%d of %d)", line, worker.restarts, MAX_RESTARTS)
-    pool.start(worker)
+    if _may_restart(pool, worker, f"Worker {worker.number} died ({describe_exit(code)})"):
+        worker.process, worker.started = pool.spawn(worker.number), time.monotonic()
+        send_task(worker.process, pool.task)
     return None
-
-# %% ../../nbs/execution/40_worker_pool.ipynb #079bb2da
-def run_worker_pool(pool: WorkerPool, n_workers: int, every: float = 0.2) -> None:
-    """Run `n_workers` of a pool until all have ended. Raises `StudyError` with a worker's last line after a user error.
-
-    The first Ctrl-C or SIGTERM is passed on and the workers finish; the second stops them at once. Both raise `Interrupted`.
-    """
-    workers, user_error, passed_on = [Worker(number) for number in range(1, n_workers + 1)], None, False
-    with (
-        stoppable(f"{n_workers} workers finish their folds and stop; press Ctrl-C again to stop now") as request,
-        _ended(workers),
-    ):
-        for worker in workers:
-            pool.start(worker)
-        running = list(workers)
-        while running:
-            time.sleep(every)
-            if (request.made or user_error) and not passed_on:
-                passed_on = True
-                for worker in running:
-                    worker.request_stop()
-            for worker in [w for w in running if w.process.poll() is not None]:
-                user_error = _handle_exit(pool, worker, restart=not passed_on) or user_error
-            running = [w for w in running if w.process.poll() is None]
-    if user_error:
-        raise StudyError(user_error)
-    if request.made:
-        raise Interrupted("stopped; finished folds are kept, run the same command again to resume")
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #82639c70
 @contextlib.contextmanager
-def _ended(workers: list[Worker], seconds: float = 10.0) -> Iterator[None]:
+def _stopped_at_end(workers: list[Worker], seconds: float = 10.0) -> Iterator[None]:
     "Stop all workers when the body ends: two stop requests, then SIGKILL after `seconds`."
     try:
         yield
@@ -158,8 +160,40 @@ def _ended(workers: list[Worker], seconds: float = 10.0) -> Iterator[None]:
         for worker in workers * 2:
             worker.request_stop()
         until = time.monotonic() + seconds
-        for worker in filter(lambda w: w.process is not None, workers):
+        for worker in workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, until - time.monotonic()))
             worker.process.kill()
             worker.process.wait()
+
+# %% ../../nbs/execution/40_worker_pool.ipynb #bebf0e41
+def _watch_workers(pool: WorkerPool, workers: list[Worker], request: StopRequest, every: float) -> str | None:
+    "Restart workers that die and pass a stop request on, until all have ended; return the line of a user error."
+    user_error, passed_on, running = None, False, list(workers)
+    while running:
+        time.sleep(every)
+        if (request.made or user_error) and not passed_on:
+            passed_on = True
+            for worker in running:
+                worker.request_stop()
+        for worker in [worker for worker in running if not worker.is_running]:
+            user_error = _handle_exit(pool, worker, restart=not passed_on) or user_error
+        running = [worker for worker in running if worker.is_running]
+    return user_error
+
+# %% ../../nbs/execution/40_worker_pool.ipynb #079bb2da
+def run_worker_pool(pool: WorkerPool, n_workers: int, every: float = 0.2) -> None:
+    """Run `n_workers` of a pool until all have ended. Raises `StudyError` with a worker's last line after a user error.
+
+    The first Ctrl-C or SIGTERM is passed on and the workers finish; the second stops them at once. Both raise `Interrupted`.
+    """
+    workers: list[Worker] = []
+    message = f"{n_workers} workers finish their folds and stop; press Ctrl-C again to stop now"
+    with stoppable(message) as request, _stopped_at_end(workers):
+        for number in range(1, n_workers + 1):
+            workers.append(Worker(number, pool.spawn(number)))
+            send_task(workers[-1].process, pool.task)
+        user_error = _watch_workers(pool, workers, request, every)
+    if user_error:
+        raise StudyError(user_error)
+    request.raise_if_made("stopped; finished folds are kept, run the same command again to resume")
