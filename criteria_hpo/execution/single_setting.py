@@ -25,8 +25,7 @@ from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
 from .checks import check_study
 from .identity import study_identity
-from .manifest import hardware
-from .study import study_log
+from .manifest import hardware, study_log
 from ..model.memory import calculate_gradient_accumulation
 from ..search.search_space import check_augmentation, largest_batch_size, parse_space, reachable_options
 from ..storage.progress import open_bar
@@ -53,8 +52,8 @@ class Trained:
     sizes: tuple[int, int] | None
     folds: list[dict[str, Any]]
 
-    def add(self, result: FoldResult) -> bool:
-        "Store a fold; return True, to continue."
+    def add(self, result: FoldResult) -> None:
+        "Store a fold and the mean of all folds so far."
         self.folds.append({name: value for name, value in vars(result).items() if name not in ("rows", "probs")})
         self.sizes, scores = result.fits, [fold["score"] for fold in self.folds]
         written = {
@@ -64,23 +63,21 @@ class Trained:
             "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             "hardware": hardware(),
         }
-        write_atomic(
-            self.path, json.dumps(written | {"sizes": self.sizes, "folds": self.folds, "key": self.key}, indent=1) + "\n"
-        )
-        return True
+        content = written | {"sizes": self.sizes, "folds": self.folds, "key": self.key}
+        write_atomic(self.path, json.dumps(content, indent=1) + "\n")
 
 # %% ../../nbs/execution/80_single_setting.ipynb #2e323b59
 def read_trained(path: Path, key: dict[str, Any]) -> Trained:
     "Return the stored folds of this key; none where the file is absent, damaged or has another key."
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            return Trained(path, key, tuple(kept["sizes"]), kept["folds"])
-        logger.warning("%s: holds another setting, or other data; it is written anew", path)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return Trained(path, key, tuple(stored["sizes"]), stored["folds"])
+        logger.warning("%s: the file is of another setting or other data; it is overwritten", path)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError):
-        logger.warning("%s: cannot be read; it is written anew", path)
+        logger.warning("%s: the file cannot be read; it is overwritten", path)
     return Trained(path, key, None, [])
 
 # %% ../../nbs/execution/80_single_setting.ipynb #3a0f19c5
@@ -146,14 +143,14 @@ def without_space(cfg: Config) -> Config:
     "Return the configuration with an empty search space."
     return cfg.model_copy(update={"hpo": cfg.hpo.model_copy(update={"search_space": {}})})
 
-
+# %% ../../nbs/execution/80_single_setting.ipynb #60624e77
 def check_setting(cfg: Config) -> None:
     "Raise a `ConfigError` for an invalid search space, or for a setting that does not fit `augmentation`."
     parse_space(cfg.hpo.search_space)
     if cfg.augmentation.enable and not cfg.hpo.default_setting.aug_enable:
         raise ConfigError(
-            "augmentation.enable=true, but the setting to be trained does not use it: set hpo.default_setting.aug_enable=true, "
-            "aug_prob and aug_method, or take it back"
+            "augmentation.enable=true, but hpo.default_setting does not use it: set its aug_enable=true, aug_prob and "
+            "aug_method, or set augmentation.enable=false"
         )
     check_augmentation(without_space(cfg), ())
 
@@ -173,5 +170,5 @@ def train_setting(cfg: Config, data: Data | None = None) -> Trained:
                 _run_folds(cfg, data, trained, request)
         except Diverged as err:
             where = f"hpo.default_setting: diverged in fold {len(trained.folds) + 1} ({err})"
-            raise ConfigError(f"{where}; lower its learning_rate, or set training.precision=fp32") from None
+            raise ConfigError(f"{where}; lower its learning_rate or set training.precision=fp32") from None
     return trained

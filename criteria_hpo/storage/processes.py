@@ -26,7 +26,7 @@ class Owner:
     pid: int
     started: float
 
-
+# %% ../../nbs/storage/40_processes.ipynb #61e36f91
 @functools.cache
 def _machine() -> tuple[str, str, str]:
     "Return host, boot id and PID namespace; without `/proc`, the machine's node number replaces the boot id."
@@ -50,18 +50,27 @@ def _process_stat(pid: int) -> tuple[float, bool]:
     process = psutil.Process(pid)
     return process.create_time() - psutil.boot_time(), process.status() == psutil.STATUS_ZOMBIE
 
-
+# %% ../../nbs/storage/40_processes.ipynb #6215894b
 def this_process() -> Owner:
     "Return the identity of the calling process."
     return Owner(*_machine(), os.getpid(), _process_stat(os.getpid())[0])
 
-# %% ../../nbs/storage/40_processes.ipynb #37eed9ac
+# %% ../../nbs/storage/40_processes.ipynb #7ff635c8
 def is_me(owner: Owner) -> bool:
     "Return whether the owner is the calling process."
     me = this_process()
     return (owner.boot, owner.space, owner.pid) == (me.boot, me.space, me.pid) and abs(owner.started - me.started) < 1.0
 
+# %% ../../nbs/storage/40_processes.ipynb #40715ca7
+def _exists(pid: int) -> bool:
+    "Return whether a process with this number exists, even if it is hidden from this user."
+    try:
+        os.kill(pid, 0)
+    except OSError as err:
+        return isinstance(err, PermissionError)
+    return True
 
+# %% ../../nbs/storage/40_processes.ipynb #37eed9ac
 def is_dead(owner: Owner, one_machine: bool = False) -> bool:
     "Return True if the owner is known to be dead, else False. `one_machine`: all workers run on this machine."
     _, boot, space = _machine()
@@ -76,12 +85,3 @@ def is_dead(owner: Owner, one_machine: bool = False) -> bool:
         return not _exists(owner.pid)
     except psutil.AccessDenied:
         return False
-
-
-def _exists(pid: int) -> bool:
-    "Return whether a process with this number exists, even if it is hidden from this user."
-    try:
-        os.kill(pid, 0)
-    except OSError as err:
-        return isinstance(err, PermissionError)
-    return True
