@@ -271,10 +271,14 @@ def run_hpo_pool(cfg: Config, data: Data | None = None) -> StudyRun:
 # %% ../../nbs/execution/70_study.ipynb #3bfcf5a1
 def worker_process() -> None:
     "Run, as a worker of `run_hpo_pool`, the study that the parent sends until it is done."
-    try:
+
+    def main() -> None:
         cfg = Config.model_validate_json(receive_task())
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-        sys.exit(guarded(lambda: run_hpo_worker(cfg) and None))
+        run_hpo_worker(cfg)
+
+    try:
+        sys.exit(guarded(main))
     except KeyboardInterrupt:
         sys.exit(EXIT_STOPPED)
 
