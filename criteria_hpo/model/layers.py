@@ -33,7 +33,7 @@ def _check_keep(model: PreTrainedModel, keep: Sequence[int]) -> None:
     if list(keep) != (ascending := sorted(set(keep))):
         raise ModelError(f"{given}: list each layer once, in ascending order: {ascending}")
     if not keep or min(keep) < 0 or max(keep) >= n_layers:
-        raise ModelError(f"{given}: this {kind} has {n_layers} selectable layers, numbered from 0")
+        raise ModelError(f"{given}: this {kind} has {n_layers} layers to select from, numbered from 0")
     if family_of(model).first_layer_fixed and keep[0] != 0:
         raise ModelError(f"{given}: the first layer of {kind} differs from the others and must be kept; add 0")
 
