@@ -138,9 +138,10 @@ test: assets lint ## run everything that CI runs: lint, clean and exported, styl
 assets: venv ## download WordNet and a tagger for augmentation, if they are missing
 	@$(PY) -m criteria_hpo.cli command=assets
 
-lint: venv ## run ruff on everything, and black on hand-written files (nbdev writes criteria_hpo/)
+lint: venv ## run ruff on everything, black on hand-written files (nbdev writes criteria_hpo/), mypy on the package
 	@$(PY) -m ruff check .
 	@$(PY) -m black --check $(BY_HAND)
+	@$(PY) -m mypy
 
 format: venv ## fix what ruff and black can fix, export, write README.md
 	@$(PY) -m ruff check --fix $(BY_HAND)
