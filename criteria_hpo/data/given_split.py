@@ -20,6 +20,8 @@ PARTS = {
     **dict.fromkeys(("train", "training", "dev", "development"), "dev"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
 }
+
+# %% ../../nbs/data/20_given_split.ipynb #14e21865
 _FOLD = re.compile(r"(?:fold)?[ _-]?(\d{1,4})(?:\.0)?")
 
 
