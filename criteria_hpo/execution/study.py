@@ -28,7 +28,7 @@ from ..core.errors import StudyError, UserError, guarded, logger
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
 from .batch_sizes import has_valid_sizes, store_sizes, stored_sizes
-from .checks import check_study
+from .checks import check_model, check_study
 from criteria_hpo.execution.identity import (
     check_identity,
     open_ledger,
@@ -211,6 +211,7 @@ def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True
 def _opened_run(cfg: Config, data: Data | None, keep_n_trials: bool) -> Iterator[StudyRun]:
     "Open the study, its ledger and its log while the body runs. `keep_n_trials`: the study keeps its number of trials."
     checked = check_study(cfg, data)  # before anything is written
+    check_model(cfg)
     with study_log(cfg, checked.data), _opened_ledger(cfg) as ledger:
         for line in checked.remarks:
             logger.info(line)
