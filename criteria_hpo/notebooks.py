@@ -28,7 +28,7 @@ from .core import errors
 from .core.errors import StudyError, guarded
 from .core.stopping import Interrupted, stoppable
 from .data.study_data import load_data
-from .execution.worker_pool import describe_exit
+from .storage.processes import describe_exit
 from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_RESTARTS', 'LONG_RUN_SECONDS', 'EXIT_STOPPED', 'receive_task', 'send_task', 'Worker', 'WorkerPool',
-           'worker_environment', 'visible_gpus', 'describe_exit', 'run_worker_pool']
+           'worker_environment', 'visible_gpus', 'run_worker_pool']
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #4ace13e4
 import contextlib
@@ -23,6 +23,7 @@ import torch
 from ..core.errors import EXIT_USER_ERROR, StudyError, logger
 from ..core.stopping import StopRequest, stoppable
 from ..model.memory import SHARE_VARIABLE
+from ..storage.processes import describe_exit
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #0fd465d3
 def receive_task() -> str:
@@ -108,14 +109,6 @@ def visible_gpus() -> list[str]:
     "Return the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(i) for i in range(torch.cuda.device_count())]
-
-# %% ../../nbs/execution/40_worker_pool.ipynb #0b5f5425
-def describe_exit(code: int) -> str:
-    "Return a description of an exit status."
-    if code >= 0:
-        return f"exit status {code}"
-    name = signal.Signals(-code).name
-    return f"{name}; out of memory?" if name == "SIGKILL" else name
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #8a8cdcd7
 MAX_RESTARTS = 3
