@@ -76,6 +76,7 @@ def _file_lock(database: Path) -> Iterator[None]:
         return
     lock = FileLock(f"{database}.lock")
     try:
+        Path(lock.lock_file).touch()  # raises where no file can be created; acquire would try for ever
         lock.acquire()
     except OSError as err:
         raise StudyError(f"hpo.storage: cannot lock {database} ({err.strerror}); {FIXES[sqlite3.SQLITE_CANTOPEN]}") from None
