@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from criteria_hpo.augmentation.draw_variants import VariantTokens, stack
+from criteria_hpo.augmentation.draw_variants import VariantTokens, concatenate
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.data.study_data import load_data
@@ -117,7 +117,7 @@ def with_variants(setup):
         )
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         made = TokenisedPairs(tokens, types, offsets, own.labels[positives], own.pad_token_id, own.cut[positives])
-        return VariantTokens(stack(own, made), first, 1)
+        return VariantTokens(concatenate(own, made), first, 1)
 
     return replace(setup, variants={"synonym": variants(1), "contextual": variants(2)})
 
