@@ -133,7 +133,7 @@ test: assets lint ## run everything that CI runs: lint, clean and exported, styl
 	@$(PY) tools/style_budgets.py
 	@$(PY) tools/run_notebooks.py
 	@$(PY) tools/make_readme.py --check
-	@$(PY) -m pytest tests -q -n 2 --dist loadfile
+	@$(PY) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder
 
 assets: venv ## download WordNet and a tagger for augmentation, if they are missing
 	@$(PY) -m criteria_hpo.cli command=assets
