@@ -26,6 +26,7 @@ from .config.load import load_config
 from .config.overrides import safe_url
 from .config.schema import Config
 from .core.errors import ConfigError, did_you_mean, guarded, logger
+from .core.stopping import SEARCH_STOPPED
 
 _all_ = ["COMMANDS", "run_single_fold", "run_hpo_worker"]
 
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return guarded(lambda: _help(words) if not words or {"-h", "--help", "help"} & set(words) else _run(words))
     except KeyboardInterrupt:
-        print("criteria_hpo: stopped; finished folds are kept, run the same command again to resume", file=sys.stderr)
+        print(f"criteria_hpo: {SEARCH_STOPPED}", file=sys.stderr)
         return 130
 
 

@@ -26,7 +26,7 @@ from .config.parameters import LAUNCHED, config_from_parameters, read_parameters
 from .config.paths import make_study_dir, storage_url, studies_root
 from .core import errors
 from .core.errors import StudyError, guarded
-from .core.stopping import Interrupted, stoppable
+from .core.stopping import SEARCH_STOPPED, Interrupted, stoppable
 from .data.study_data import load_data
 from .storage.processes import describe_exit
 from .storage.progress import progress_bar
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"criteria_hpo: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("criteria_hpo: stopped; finished folds are kept, run the same command again to resume", file=sys.stderr)
+        print(f"criteria_hpo: {SEARCH_STOPPED}", file=sys.stderr)
         return 130
 
 

@@ -6,9 +6,7 @@
 __all__ = ['STREAM', 'concatenate', 'VariantTokens', 'tokenise_variants', 'draw_variants', 'TrainingSource', 'training_source']
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #8eddeecb
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .make_variants import Variants
 from ..config.hparams import HParams
-from ..core.errors import ConfigError, logger
+from ..core.errors import ConfigError
 from ..data.tokens import TokenisedPairs, tokenise
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #b20ed366
@@ -49,17 +47,6 @@ class VariantTokens:
     count: int
     about: Mapping[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/augmentation/60_draw_variants.ipynb #18dab0b8
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    "Suppress the log message about cut posts."
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #bd867305
 def tokenise_variants(
     pairs: pd.DataFrame,
@@ -75,8 +62,7 @@ def tokenise_variants(
     reworded = pairs.iloc[np.repeat(variants.rows, count)].assign(post=texts)
     first = np.full(len(pairs), -1)
     first[variants.rows] = len(pairs) + count * np.arange(len(variants.rows))
-    with _without_messages():
-        variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts)
+    variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts, log_cuts=False)
     return VariantTokens(concatenate(own, variant_tokens), first, count)
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #61d93d0d

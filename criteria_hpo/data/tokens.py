@@ -110,11 +110,12 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     long_posts: Literal["truncate", "head_tail"] = "truncate",
+    log_cuts: bool = True,
 ) -> TokenisedPairs:
     """Return the tokens of canonical pairs, post first, criterion second, at most `max_length` a row; only the post is cut.
 
-    Row i of the result is row i of `pairs`. `long_posts`: see `cut_slice`. Raises DataError for a criterion that leaves no
-    space for a post, ModelError for a tokenizer without a padding token."""
+    Row i of the result is row i of `pairs`. `long_posts`: see `cut_slice`. `log_cuts`: log how much was cut. Raises
+    DataError for a criterion that leaves no space for a post, ModelError for a tokenizer without a padding token."""
     if tokenizer.pad_token_id is None:
         raise ModelError(
             "model.model_name: the tokenizer has no pad token; set tokenizer.pad_token, or choose an encoder with one"
@@ -123,7 +124,7 @@ def tokenise(
     starts = tqdm(range(0, len(pairs), CHUNK), desc="tokenising", unit="k pairs", disable=len(pairs) <= 20_000)
     chunks = [_tokenise_chunk(pairs[start : start + CHUNK], tokenizer, max_length, long_posts) for start in starts]
     tokens = _join(chunks, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
-    if tokens.cut.any():
+    if log_cuts and tokens.cut.any():
         shares = f"{tokens.cut_pairs_share:.1%} of the pairs, {tokens.cut_tokens_share:.1%} of all tokens"
         logger.info("model.max_length=%d cuts posts (%s): %s", max_length, long_posts, shares)
     return tokens

@@ -22,20 +22,21 @@ from ..model.encoders import load_tokenizer
 from ..search.search_space import check_augmentation, parse_space
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00005
-def check_texts(cfg: Config, data: Data) -> None:
-    "Raise a `DataError` for a criterion of dev or test that leaves no tokens for a post; skipped without a tokenizer."
+def check_texts(cfg: Config, data: Data) -> ModelError | None:
+    "Raise a `DataError` for a criterion of dev or test that leaves no tokens for a post; without a tokenizer return its error."
     try:
         tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
-    except ModelError:
-        return
+    except ModelError as err:
+        return err
     check_criteria(pd.concat([data.dev, data.test], ignore_index=True), tokenizer, cfg.model.max_length)
+    return None
 
 # %% ../../nbs/execution/60_checks.ipynb #558464f1
-def check_model(cfg: Config) -> None:
-    "Raise a `ModelError` if a study without a database in its folder yet has no tokenizer to start with."
+def check_model(cfg: Config, error: ModelError | None) -> None:
+    "Raise the `error` of the tokenizer (see `check_texts`) if the study has no database in its folder yet."
     own = (study_dir(cfg) / "study.db").resolve()
-    if storage_url(cfg) == sqlite_url(own) and not own.exists():
-        load_tokenizer(cfg.model.model_name, cfg.model.max_length)
+    if error and storage_url(cfg) == sqlite_url(own) and not own.exists():
+        raise error
 
 # %% ../../nbs/execution/60_checks.ipynb #69bb85ba
 def check_baselines(cfg: Config, data: Data) -> None:
@@ -69,17 +70,18 @@ def _early_remarks(data: Data) -> list[str]:
 # %% ../../nbs/execution/60_checks.ipynb #3110e53e
 @dataclass(frozen=True)
 class CheckedStudy:
-    "The data of a study that passed all checks, and remarks on them that do not reject it."
+    "The data of a study that passed all checks, remarks that do not reject it, and the error of a missing tokenizer."
 
     data: Data
     remarks: list[str]
+    model_error: ModelError | None = None
 
 
 def check_study(cfg: Config, data: Data | None = None) -> CheckedStudy:
     "Run all checks on the study's data, which are read unless given. Raises `DataError` or `ConfigError`."
     check_augmentation(cfg, parse_space(cfg.hpo.search_space))
     data = data or load_data(cfg)
-    check_texts(cfg, data)
+    model_error = check_texts(cfg, data)
     if len(data.test):
         check_baselines(cfg, data)
-    return CheckedStudy(data, _early_remarks(data))
+    return CheckedStudy(data, _early_remarks(data), model_error)

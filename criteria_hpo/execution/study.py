@@ -211,7 +211,7 @@ def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True
 def _opened_run(cfg: Config, data: Data | None, keep_n_trials: bool) -> Iterator[StudyRun]:
     "Open the study, its ledger and its log while the body runs. `keep_n_trials`: the study keeps its number of trials."
     checked = check_study(cfg, data)  # before anything is written
-    check_model(cfg)
+    check_model(cfg, checked.model_error)
     with study_log(cfg, checked.data), _opened_ledger(cfg) as ledger:
         for line in checked.remarks:
             logger.info(line)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import EXIT_USER_ERROR, StudyError, logger
-from ..core.stopping import StopRequest, stoppable
+from ..core.stopping import SEARCH_STOPPED, StopRequest, stoppable
 from ..model.memory import SHARE_VARIABLE
 from ..storage.processes import describe_exit
 
@@ -189,4 +189,4 @@ def run_worker_pool(pool: WorkerPool, n_workers: int, every: float = 0.2) -> Non
         user_error = _watch_workers(pool, workers, request, every)
     if user_error:
         raise StudyError(user_error)
-    request.raise_if_made("stopped; finished folds are kept, run the same command again to resume")
+    request.raise_if_made(SEARCH_STOPPED)
