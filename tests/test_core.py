@@ -14,8 +14,8 @@ from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.config.schema import TrainingConfig
+from criteria_hpo.data.batches import micro_batches
 from criteria_hpo.data.study_data import load_data
-from criteria_hpo.data.tokens import micro_batches
 from criteria_hpo.execution.study import run_hpo
 from criteria_hpo.model.classifier import BERTClassifier
 from criteria_hpo.model.device import autocast_for, make_scaler, set_numerics

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..core.errors import ModelError
-from ..data.tokens import micro_batches
+from ..data.batches import micro_batches
 from ..model.classifier import BERTClassifier
 from ..model.device import make_scaler
 from ..model.dropout import dropout_places, missing_roles, read_dropout, set_dropout

@@ -19,8 +19,9 @@ from ..augmentation.draw_variants import TrainingSource, VariantTokens
 from ..config.schema import TrainingConfig
 from ..core.errors import logger
 from ..core.seeds import derived_seed
+from ..data.batches import bucketed_batches, collate, eval_batches, micro_batches
 from ..data.folds import Fold
-from ..data.tokens import TokenisedPairs, bucketed_batches, collate, eval_batches, micro_batches
+from ..data.tokens import TokenisedPairs
 from ..model.classifier import BERTClassifier
 from ..model.device import autocast_for
 from ..model.memory import is_out_of_memory
