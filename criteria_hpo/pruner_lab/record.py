@@ -88,7 +88,7 @@ def record_fold(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int) -
             rows.append(row)  # noqa: PERF402 (the epochs before a divergence are kept)
     except Diverged as err:
         logger.warning("Diverged after epoch %d: %s", len(rows), err)
-    nothing = np.full(len(fold.valid), np.nan, np.float16)
+    nothing = np.full(len(fold.valid), np.nan, np.float32)
     return rows + [(np.nan, np.nan, np.nan, np.nan, nothing)] * (setup.training.num_epochs - len(rows))
 
 # %% ../../nbs/pruner_lab/80_record.ipynb #6e9846ac
@@ -145,11 +145,11 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
     logits = FoldLogits(folder, repeats)
     rows_of = [[fold.valid for r, fold in folds if r == repeat] for repeat in range(repeats)]
     pairs = pairs_table(setup.tokens.labels, list(data.dev.group_id), rows_of)
-    logits.begin(pairs, len(settings), setup.training.num_epochs)
+    logits.begin(pairs, len(settings), setup.training.num_epochs, cfg.data.n_folds)
     for number, hparams in enumerate(settings):
         for repeat, fold in (missing := [(r, f) for r, f in folds if (number, r, f.number) not in table.done]):
             rows = record_fold(setup, hparams, fold, fold_seed(repeat_seed(cfg.seed, repeat), number, fold.number))
-            logits.write(number, repeat, fold.valid, np.stack([row[4] for row in rows]))
+            logits.write(number, repeat, fold.number, fold.valid, np.stack([row[4] for row in rows]))
             table.commit([EpochRow(number, repeat, fold.number, e, *row[:4]) for e, row in enumerate(rows, start=1)])
         if missing:
             logger.info("Setting %d of %d recorded", number + 1, len(settings))
