@@ -62,7 +62,7 @@ def tokenise_variants(
     reworded = pairs.iloc[np.repeat(variants.rows, count)].assign(post=texts)
     first = np.full(len(pairs), -1)
     first[variants.rows] = len(pairs) + count * np.arange(len(variants.rows))
-    variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts, log_cuts=False)
+    variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts, log=False)
     return VariantTokens(concatenate(own, variant_tokens), first, count)
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #61d93d0d
