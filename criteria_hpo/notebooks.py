@@ -26,9 +26,9 @@ from .config.parameters import LAUNCHED, config_from_parameters, read_parameters
 from .config.paths import make_study_dir, storage_url, studies_root
 from .core import errors
 from .core.errors import StudyError, guarded
+from .core.processes import describe_exit
 from .core.stopping import SEARCH_STOPPED, Interrupted, stoppable
 from .data.study_data import load_data
-from .storage.processes import describe_exit
 from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import torch
 
 from criteria_hpo.config.load import load_config
@@ -33,6 +34,7 @@ from criteria_hpo.plotting.plots import save_plots
 from criteria_hpo.storage.database import exclusive, open_storage
 from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.storage.ledger_tables import LedgerReader
+from criteria_hpo.storage.predictions import fold_logits
 from criteria_hpo.training import cross_validation as trainer
 from criteria_hpo.training.epoch import TrainingSetup, fold_seed
 from criteria_hpo.training.fold import FoldResult, Observer
@@ -187,7 +189,7 @@ def invented_result(fold: int, score: float, seed: int, seconds: float) -> FoldR
         seed=seed,
         losses=[],
         rows=np.zeros(1, dtype=np.int64),
-        probs=np.ones(1),
+        probs=np.array([score]),
     )
 
 
@@ -213,8 +215,9 @@ def invented_study(words: list[str], seconds: float, board_path: Path | None = N
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     if board_path and diary:
         watch(Board(board_path), diary, cfg)
+    pairs = pd.DataFrame({"post_id": ["p"], "criterion_id": ["c"]})
     with stoppable("asked to stop") as request:
-        return study_room.run_trials(cfg, study, ledger, invented_setup(cfg), request)
+        return study_room.run_trials(cfg, study, ledger, invented_setup(cfg), request, pairs)
 
 
 def quiet() -> None:
@@ -269,6 +272,17 @@ def trials_by_slot(url: str, name: str) -> list[tuple[Any, ...]]:
     ended = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
     rows = [(t.user_attrs["slot"], t.state.name, t.params, t.user_attrs["fold_scores"], t.value) for t in ended]
     return sorted(rows, key=lambda row: row[0])
+
+
+def scores_by_fold(ledger: LedgerReader) -> dict[tuple[int, int], float]:
+    """The score of each committed fold, by slot and fold."""
+    return {(slot, row.fold): row.score for slot, rows in ledger.folds_by_slot().items() for row in rows}
+
+
+def logits_by_fold(ledger: LedgerReader) -> dict[tuple[int, int], list[float]]:
+    """The stored predictions of each fold, by slot and fold."""
+    kept = {s.slot: fold_logits(ledger, s.slot) for s in ledger.slots()}
+    return {(slot, fold): row.logits.tolist() for slot, folds in kept.items() for fold, row in folds.items()}
 
 
 def fingerprint(rows: list[tuple[Any, ...]]) -> str:

@@ -14,7 +14,9 @@ from harness import (
     fingerprint,
     invented_study,
     kill,
+    logits_by_fold,
     real_study,
+    scores_by_fold,
     started,
     trials_by_slot,
     wait_for,
@@ -105,6 +107,8 @@ def test_killed_in_every_phase(tmp_path, tell, more, n_trials, per_phase, n_kill
         f"{diary.count('again')} trained after their commit; trials {fingerprint(rows)}, uninterrupted {fingerprint(expected)}",
     )
     assert len(rows) == n_trials and rows == expected
+    kept, whole_logits = logits_by_fold(ledger), logits_by_fold(Ledger(storage_url(load_config(in_peace)), "killed"))
+    assert kept == whole_logits and set(kept) == set(scores_by_fold(ledger)) and len(kept) == committed
     assert deaths.total() >= n_kills and min(deaths[p] for p in PHASES) >= per_phase
     assert diary.count("again") == 0
     assert committed - deaths["committing"] - deaths["reporting"] <= diary.count("commit") <= committed <= begun

@@ -18,7 +18,18 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
-from harness import Board, Diary, invented_study, kill, started, trials_by_slot, wait_for
+from harness import (
+    Board,
+    Diary,
+    invented_study,
+    kill,
+    logits_by_fold,
+    scores_by_fold,
+    started,
+    trials_by_slot,
+    wait_for,
+)
+from scipy.special import logit
 
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
@@ -134,6 +145,8 @@ def test_workers_killed_and_a_server_that_goes_away(server, tmp_path, tell, n_tr
     assert ledger.finished()[0] == n_trials and deaths.total() == n_kills and len(downs) == restarts
     assert sum(len(row[3]) for row in rows) == ledger.count_folds() and diary.count("again") == 0
     assert all(row[4] == pytest.approx(sum(row[3]) / len(row[3])) for row in rows)
+    predicted = {fold: [pytest.approx(logit(score), abs=1e-6)] for fold, score in scores_by_fold(ledger).items()}
+    assert logits_by_fold(ledger) == predicted
 
 
 def parallel_study(server, folder, name, n_trials, seconds, n_workers):

@@ -3,11 +3,24 @@
 from collections import Counter
 from contextlib import ExitStack
 
-from harness import Board, Diary, invented_study, kill, started, trials_by_slot, wait_for
+import numpy as np
+import sqlalchemy as sa
+from harness import (
+    Board,
+    Diary,
+    invented_study,
+    kill,
+    logits_by_fold,
+    scores_by_fold,
+    started,
+    trials_by_slot,
+    wait_for,
+)
 
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.storage.predictions import out_of_fold
 
 
 def test_four_processes_on_one_file(tmp_path, tell):
@@ -31,4 +44,24 @@ def test_four_processes_on_one_file(tmp_path, tell):
     assert [row[0] for row in rows] == list(range(24)) and {slot.outcome for slot in ledger.slots()} == {"COMPLETE"}
     assert all(len(row[3]) == 5 for row in rows) and ledger.count_folds() == 120 and ledger.finished()[0] == 24
     assert diary.count("again") == 0 and 120 <= diary.count("train") <= 121
-    assert len(owners) >= 2
+    assert len(owners) >= 2 and set(logits_by_fold(ledger)) == set(scores_by_fold(ledger))
+
+
+def test_a_study_of_a_version_without_predictions(tmp_path):
+    """It is read without them, and the folds that it still trains have theirs."""
+
+    def run(n_trials):
+        with started(invented_study, [*words, f"n_trials={n_trials}"], 0.0) as process:
+            process.join(300)
+            assert process.exitcode == 0
+
+    words = ["preset=smoke", "model=tiny", "hpo.study_name=old", f"studies_dir={tmp_path}", "hpo.pruner.type=none"]
+    url = storage_url(load_config(words))
+    run(1)
+    ledger = Ledger(url, "old")
+    with ledger.engine.begin() as db:
+        db.execute(sa.text("drop table criteria_hpo_predictions"))
+    old = logits_by_fold(ledger), out_of_fold(ledger, {"some": np.arange(3)}), ledger.finished()[0]
+    assert old == ({}, None, 1)
+    run(2)
+    assert set(logits_by_fold(ledger)) == {(1, fold) for fold in range(1, 6)} and len(scores_by_fold(ledger)) == 10

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_VALID', 'TOLERANCE', 'TOLERANCE_POSITIVES', 'check_disjoint', 'check_test', 'split_test', 'Fold', 'inner_seed',
-           'make_folds', 'refit_fold', 'fold_table', 'split_warnings', 'fold_warnings', 'folds_hash']
+           'make_folds', 'refit_fold', 'fold_table', 'split_warnings', 'fold_warnings', 'folds_hash', 'rows_hash']
 
 # %% ../../nbs/data/30_folds.ipynb #d838c160
 import hashlib
@@ -225,3 +225,9 @@ def folds_hash(dev: pd.DataFrame, folds: tuple[Fold, ...]) -> str:
         for side in ("train", "inner", "valid")
     ]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+# %% ../../nbs/data/30_folds.ipynb #7c88c277
+def rows_hash(pairs: pd.DataFrame, rows: np.ndarray) -> str:
+    """Return the SHA-256 (hex) of the ids of the pairs at these row positions, in this order."""
+    chosen = pairs.iloc[rows]
+    return hashlib.sha256(json.dumps([chosen.post_id.tolist(), chosen.criterion_id.tolist()]).encode()).hexdigest()

@@ -25,6 +25,7 @@ from criteria_hpo.data.folds import (
     folds_hash,
     make_folds,
     refit_fold,
+    rows_hash,
     split_test,
     split_warnings,
 )
@@ -62,6 +63,11 @@ class Data:
         """The sha256 of all pairs, of the test split's pairs, and of the folds."""
         both = pd.concat([self.dev, self.test], ignore_index=True)
         return {"data": pairs_hash(both), "split": pairs_hash(self.test), "folds": folds_hash(self.dev, self.folds)}
+
+    @functools.cached_property
+    def valid_rows(self) -> dict[str, np.ndarray]:
+        """The scored rows of each fold by the hash of their ids, under which their predictions are stored."""
+        return {rows_hash(self.dev, fold.valid): fold.valid for fold in self.folds}
 
 # %% ../../nbs/data/40_study_data.ipynb #e31f2af9
 def _given_folds(cfg: Config, pairs: pd.DataFrame, dev: pd.DataFrame, given: GivenSplit | None) -> np.ndarray | None:

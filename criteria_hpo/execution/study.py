@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import optuna
+import pandas as pd
 from transformers import PreTrainedModel
 
 from ..augmentation.study_variants import VARIANTS_STOPPED, augmentation_methods, study_variants
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
 from ..core.errors import StudyError, UserError, guarded, logger
+from ..core.processes import this_process
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
 from .batch_sizes import has_valid_sizes, store_sizes, stored_sizes
@@ -56,7 +57,6 @@ from ..search.pruning import FoldPruner, patience_line
 from ..search.search_space import largest_batch_size, parse_space, reachable_options
 from ..storage.database import exclusive
 from ..storage.ledger import Ledger
-from ..storage.processes import this_process
 from ..storage.progress import progress_bar
 from ..storage.retries import without_retries
 from ..training.cross_validation import with_sizes
@@ -117,12 +117,12 @@ def run_trials(
     ledger: Ledger,
     setup: TrainingSetup,
     request: StopRequest | None = None,
-    criteria: np.ndarray | None = None,
+    pairs: pd.DataFrame | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Run trials until the study has `n_trials` finished ones; return how many this process finished. Raises `Interrupted`.
 
-    `criteria`: the criterion id of each pair. `check`: called before each trial, see `Job`.
+    `pairs`: the dev pairs, whose predictions are then stored. `check`: called before each trial, see `Job`.
     """
     pruner = FoldPruner(cfg.hpo.pruner, cfg.steps_per_trial, cfg.seed)
     space = study_space(cfg, setup)
@@ -130,7 +130,7 @@ def run_trials(
         logger.info(notice)
     if warning := patience_line(cfg):
         logger.warning(warning)
-    objective = Objective(cfg, study, ledger, setup, space, pruner, criteria)
+    objective = Objective(cfg, study, ledger, setup, space, pruner, pairs)
     return run_worker(Job(study, ledger, objective, cfg.n_trials, objective.close_if_trained, check), request or StopRequest(""))
 
 # %% ../../nbs/execution/70_study.ipynb #1b2932f1
@@ -173,7 +173,7 @@ def _run_process(run: StudyRun, request: StopRequest) -> None:
     setup = run.setup(request)  # before the bar is drawn, so that an error of the model is printed alone
     check = functools.partial(check_identity, run.cfg, run.data, run.study)
     with run.bar():
-        run_trials(run.cfg, run.study, run.ledger, setup, request, run.data.dev.criterion_id.to_numpy(), check)
+        run_trials(run.cfg, run.study, run.ledger, setup, request, run.data.dev, check)
 
 # %% ../../nbs/execution/70_study.ipynb #8b26030e
 @contextmanager

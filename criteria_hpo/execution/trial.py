@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import logger
+from ..data.folds import rows_hash
 from .batch_sizes import forget_sizes, lower_sizes, stored_sizes
 from ..model.memory import calculate_gradient_accumulation
 from ..search.dimensions import Dimension
@@ -30,6 +32,7 @@ from ..search.search_space import fixed_params, hparams_of, sample, split_by_con
 from ..storage.leases import Lease
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import ReportRow
+from ..storage.predictions import Predictions
 from ..training.checkpoint import Checkpoints
 from ..training.cross_validation import DoesNotFit, cross_validate, with_sizes
 from ..training.epoch import Diverged, TrainingSetup, Unfinished
@@ -158,11 +161,11 @@ DETAILS = ("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical
 
 @dataclass(frozen=True)
 class TrialObserver(Observer):
-    "Writes down what happens while a trial trains. `criteria`: the criterion ids of the rows of `setup.tokens`, or None."
+    "Writes down what happens while a trial trains. `pairs`: the pairs of the rows of `setup.tokens`, or None."
 
     reporter: TrialReporter
     setup: TrainingSetup
-    criteria: np.ndarray | None
+    pairs: pd.DataFrame | None
     checkpoints: Checkpoints
 
     @property
@@ -178,13 +181,19 @@ class TrialObserver(Observer):
         "Report the score so far, in modes that report epochs."
         return self.reporter.report_epoch(fold, epoch, score)
 
-    def fold(self, result: FoldResult) -> bool:
-        "Commit a finished fold to the ledger, then report it to Optuna; return whether to continue."
+    def commit(self, result: FoldResult) -> None:
+        "Commit a finished fold to the ledger, with its predictions and counts by criterion if the pairs are known."
         details = {name: getattr(result, name) for name in DETAILS}
-        if self.criteria is not None:
-            labels = self.setup.tokens.labels[result.rows]
-            details["criteria"] = criterion_counts(self.criteria[result.rows], labels, result.probs)
-        self.recorder.ledger.commit_fold(self.recorder.lease, result.fold, result.score, details)
+        predictions = None
+        if self.pairs is not None:
+            labels, criteria = self.setup.tokens.labels[result.rows], self.pairs.criterion_id.to_numpy()[result.rows]
+            details["criteria"] = criterion_counts(criteria, labels, result.probs)
+            predictions = Predictions(rows_hash(self.pairs, result.rows), result.probs)
+        self.recorder.ledger.commit_fold(self.recorder.lease, result.fold, result.score, details, predictions)
+
+    def fold(self, result: FoldResult) -> bool:
+        "Commit a finished fold, then report it to Optuna; return whether to continue."
+        self.commit(result)
         self.checkpoints.clear()
         logger.info(
             "Trial %d fold %d: %s %.4f (best epoch %d of %d, %.1f s)",
@@ -223,7 +232,7 @@ def train_trial(cfg: Config, setup: TrainingSetup, observer: TrialObserver) -> F
 class Objective:
     """The objective that all trials of a study share. Called with a lease, it runs that slot's trial to its end.
 
-    `criteria`: the criterion ids of the rows of `setup.tokens`; without them no counts are stored.
+    `pairs`: the pairs of the rows of `setup.tokens`; without them no predictions and no counts by criterion are stored.
     """
 
     cfg: Config
@@ -232,7 +241,7 @@ class Objective:
     setup: TrainingSetup
     space: tuple[Dimension, ...]
     pruner: FoldPruner
-    criteria: np.ndarray | None = None
+    pairs: pd.DataFrame | None = None
 
     def __call__(self, lease: Lease) -> None:
         "Run or resume the trial of the lease's slot."
@@ -258,7 +267,7 @@ class Objective:
             self.study.user_attrs.get("identity"),
             self.cfg.training.checkpoint,
         )
-        return TrialObserver(TrialReporter(recorder, self.pruner), self.setup, self.criteria, checkpoints)
+        return TrialObserver(TrialReporter(recorder, self.pruner), self.setup, self.pairs, checkpoints)
 
     def _trial(self, lease: Lease) -> optuna.Trial:
         "Return the slot's trial, marked with its slot."

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from ..core.errors import EXIT_USER_ERROR, StudyError, logger
+from ..core.processes import describe_exit
 from ..core.stopping import SEARCH_STOPPED, StopRequest, stoppable
 from ..model.memory import SHARE_VARIABLE
-from ..storage.processes import describe_exit
 
 # %% ../../nbs/execution/40_worker_pool.ipynb #0fd465d3
 def receive_task() -> str:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 import sqlalchemy as sa
 
 from ..core.errors import StudyError
+from ..core.processes import Owner, is_dead, is_me, this_process
 from .database import lock_key
 from .engine import clock
 from .ledger_tables import FOLDS, SLOTS, LedgerReader
-from .processes import Owner, is_dead, is_me, this_process
 from .retries import with_retries
 
 # %% ../../nbs/storage/60_leases.ipynb #07a2694f

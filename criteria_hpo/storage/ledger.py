@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from .engine import clock
 from .leases import RENEW_SECONDS, Lease, LeaseHolder, LeaseLost
 from .ledger_tables import FOLDS, REPORTS, SLOTS
+from .predictions import Predictions, add_predictions
 from .retries import with_retries
 
 # %% ../../nbs/storage/70_ledger.ipynb #e13b2e46
@@ -80,21 +81,27 @@ class FencedWriter(LeaseHolder):
 class Ledger(FencedWriter):
     "The slots and folds of one study, for its workers. Every write raises `LeaseLost` for a lease that was taken over."
 
-    def commit_fold(self, lease: Lease, fold: int, score: float, details: dict[str, Any]) -> None:
-        "Write a finished fold, reset the attempts for the next one, and renew the lease."
+    def commit_fold(
+        self, lease: Lease, fold: int, score: float, details: dict[str, Any], predictions: Predictions | None = None
+    ) -> None:
+        "Write a finished fold with its predictions, reset the attempts for the next one, and renew the lease."
         lease.step()
         lease.expected = max(lease.expected, lease.pace)
-        self._commit_fold(lease, fold, score, details)
+        self._commit_fold(lease, fold, score, details, predictions)
         lease.attempts = 1
         lease.renewed = lease.stepped = time.monotonic()
 
     @with_retries
-    def _commit_fold(self, lease: Lease, fold: int, score: float, details: dict[str, Any]) -> None:
+    def _commit_fold(
+        self, lease: Lease, fold: int, score: float, details: dict[str, Any], predictions: Predictions | None
+    ) -> None:
         row = {"study": self.study, "slot": lease.slot, "fold": fold, "score": score}
         same = sa.and_(*(FOLDS.c[name] == value for name, value in row.items()))
         with self._fenced(lease) as db:
             if not db.scalar(sa.select(sa.func.count()).where(same)):
                 db.execute(FOLDS.insert().values(**row, details=json.dumps(details)))
+                if predictions is not None:
+                    add_predictions(db, self.study, lease.slot, fold, predictions)
             now: dict[str, Any] = {
                 "fold": fold,
                 "share": 1.0,
