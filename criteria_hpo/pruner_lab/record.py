@@ -33,7 +33,7 @@ from ..data.study_data import Data
 from ..execution.checks import check_study
 from ..execution.identity import differences, study_identity
 from ..execution.study import searchable
-from .fold_logits import FoldLogits, as_logits, pairs_table
+from .fold_logits import FoldLogits, pairs_table
 from .fold_table import EpochRow, TableFolder
 from ..search.dimensions import Dimension
 from ..search.search_space import largest_batch_size, parse_space, reachable_options, sample
@@ -62,7 +62,7 @@ Epoch = tuple[float, float, float, float, np.ndarray]
 
 
 def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int) -> Iterator[Epoch]:
-    """Yield after each epoch: score of the fold, watched value, seconds of the epoch and of the scoring, logits of `fold.valid`.
+    """Yield after each epoch: score of the fold, watched value, seconds of epoch and scoring, probabilities of `fold.valid`.
 
     Trains like a study, but to the last epoch. On a CPU the seconds are processor time, so that other load on the machine does
     not count; on a GPU they are wall-clock time.
@@ -76,7 +76,7 @@ def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int)
         inner, trained = watch(setup, watched), clock()
         probabilities = predict(setup, fold.valid)[0]
         score, scored = METRICS[setup.metric](setup.tokens.labels[fold.valid], probabilities), clock()
-        yield score, inner, trained - start, scored - trained, as_logits(probabilities)
+        yield score, inner, trained - start, scored - trained, probabilities
         start = scored
 
 # %% ../../nbs/pruner_lab/80_record.ipynb #443b3739
@@ -88,7 +88,7 @@ def record_fold(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int) -
             rows.append(row)  # noqa: PERF402 (the epochs before a divergence are kept)
     except Diverged as err:
         logger.warning("Diverged after epoch %d: %s", len(rows), err)
-    nothing = np.full(len(fold.valid), np.nan, np.float32)
+    nothing = np.full(len(fold.valid), np.nan)
     return rows + [(np.nan, np.nan, np.nan, np.nan, nothing)] * (setup.training.num_epochs - len(rows))
 
 # %% ../../nbs/pruner_lab/80_record.ipynb #6e9846ac
@@ -149,7 +149,7 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
     for number, hparams in enumerate(settings):
         for repeat, fold in (missing := [(r, f) for r, f in folds if (number, r, f.number) not in table.done]):
             rows = record_fold(setup, hparams, fold, fold_seed(repeat_seed(cfg.seed, repeat), number, fold.number))
-            logits.write(number, repeat, fold.number, fold.valid, np.stack([row[4] for row in rows]))
+            logits.write(number, repeat, fold.number, fold.valid, [row[4] for row in rows if np.isfinite(row[0])])
             table.commit([EpochRow(number, repeat, fold.number, e, *row[:4]) for e, row in enumerate(rows, start=1)])
         if missing:
             logger.info("Setting %d of %d recorded", number + 1, len(settings))
