@@ -23,13 +23,14 @@ PRUNERS = {
     "forgiving": {"patience": OFF},
     "wilcoxon": {"p_threshold": 0.3, "patience": OFF},
     "median": {"patience": OFF},
+    "racing": {"p_threshold": 0.04, "patience": OFF},
     "patience incumbent": {"type": "patience"},
     "patience top": {"type": "patience", "patience": PatienceConfig(reference="top")},
     "patience trial": {"type": "patience", "patience": PatienceConfig(reference="trial")},
     "none": {},
 }
 REASON = re.compile(
-    r"(Hyperband|forgiving|Wilcoxon|median) at fold [1-4]|patience at fold [34] \([34] folds without improvement\)"
+    r"(Hyperband|forgiving|Wilcoxon|median|racing) at fold [1-4]|patience at fold [34] \([34] folds without improvement\)"
 )
 SEED = 42
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -161,10 +161,10 @@ class PrunerConfig(Frozen):
     """When a trial is stopped. A resource is a step of `hpo.mode`.
 
     No rule, patience included, stops a trial before `min_resource` steps, or from `max_resource` steps on (null: all steps).
-    `p_threshold` belongs to Wilcoxon, `reduction_factor` to Hyperband.
+    `p_threshold` belongs to Wilcoxon and racing, `reduction_factor` to Hyperband.
     """
 
-    type: Literal["hyperband", "forgiving", "wilcoxon", "median", "patience", "none"] = "hyperband"
+    type: Literal["hyperband", "forgiving", "wilcoxon", "median", "racing", "patience", "none"] = "hyperband"
     min_resource: Annotated[int, Field(ge=1)] = 1
     max_resource: Annotated[int, Field(ge=1)] | None = None
     reduction_factor: Annotated[int, Field(ge=2)] = 4

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'Studies', 'mean_less_error', 'SearchState', 'brackets_of', 'outside_the_best', 'plan_of',
-           'hyperband_stops', 'median_stops', 'forgiving_stops', 'wilcoxon_stops', 'patience_stops',
+           'hyperband_stops', 'median_stops', 'forgiving_stops', 'wilcoxon_stops', 'racing_stops', 'patience_stops',
            'original_rule_stops', 'rules_of', 'run_studies']
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #77bb86d4
@@ -18,6 +18,7 @@ from ..config.schema import PrunerConfig
 from .simulation import original_rule
 from ..search.pruning import TOP_TRIALS, Decide, decide
 from ..search.pruning_rules import Brackets, brackets, signed_rank_p
+from ..search.racing import EPOCH_SHARE, RacePrior, Standings, chance_after_epoch, chance_after_folds, standings_of
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #68d95b4f
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class SearchState:
         self.finished = np.zeros((n_studies, n_trials), dtype=bool)
         self.best = np.full(n_studies, -1)
         self.pending = np.ones(n_studies, dtype=bool)
+        self.standings = self._standings(slice(0, 0))
 
     def end_trial(self, stopped: np.ndarray) -> None:
         "End trial `t`; `stopped` (studies,): whether a pruner stopped it."
@@ -99,7 +101,16 @@ class SearchState:
         with np.errstate(invalid="ignore"):
             better = self.finished[:, self.t] & (final[:, self.t] > before)
         self.best[better] = self.t
+        self.standings += self._standings(slice(self.t, self.t + 1))
         self.t += 1
+
+    def _standings(self, trials: slice) -> Standings:
+        "Return the sums of `search.racing` over some ended trials."
+        studies, ends = self.studies, self.ends[:, trials]
+        done = np.where(ends < 0, 0, studies.folds[ends])[..., None] > np.arange(studies.scores.shape[2])
+        within = (studies.folds == 0) & (np.arange(len(studies.folds)) <= ends[..., None])
+        epochs = np.where(within, studies.values[:, trials], np.nan)[..., studies.folds == 0]
+        return standings_of(np.where(done, studies.scores[:, trials], np.nan), epochs)
 
     def incumbent(self) -> np.ndarray:
         "Return the fold scores of the incumbent, shape (studies, folds); NaN if no trial is finished."
@@ -180,6 +191,19 @@ def wilcoxon_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray
     lost = (own - best[:, :k]).tolist()
     return np.array([test and signed_rank_p(row) < config.p_threshold for test, row in zip(tested.tolist(), lost, strict=True)])
 
+# %% ../../nbs/pruner_lab/50_array_rules.ipynb #5b079cae
+def racing_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray, column: int) -> np.ndarray:
+    "Array form of `racing_prunes`."
+    studies, k = state.studies, int(state.studies.folds[column])
+    if k == studies.scores.shape[2]:
+        return np.zeros(len(bracket), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        if k:
+            chance = chance_after_folds(studies.scores[:, state.t, :k], state.standings, RacePrior())
+            return chance < config.p_threshold
+        chance = chance_after_epoch(studies.values[:, state.t, column], column + 1, state.standings, RacePrior())
+        return chance < config.p_threshold * EPOCH_SHARE
+
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #008bf3ef
 def patience_stops(config: PrunerConfig, state: SearchState, bracket: np.ndarray, column: int) -> np.ndarray:
     "Array form of `patience_prunes`, without the reason."
@@ -213,6 +237,7 @@ RULES: dict[str, Rule] = {
     "forgiving": forgiving_stops,
     "wilcoxon": wilcoxon_stops,
     "median": median_stops,
+    "racing": racing_stops,
 }
 
 # %% ../../nbs/pruner_lab/50_array_rules.ipynb #d5c8a5e9

@@ -23,6 +23,7 @@ from criteria_hpo.search.pruning_rules import (
     median_prunes,
     wilcoxon_prunes,
 )
+from .racing import racing_prunes
 from .samplers import slot_of
 
 # %% ../../nbs/search/60_pruning.ipynb #fb0d8461
@@ -89,6 +90,7 @@ RULES: dict[str, tuple[str, Rule]] = {
     "forgiving": ("forgiving", forgiving_prunes),
     "wilcoxon": ("Wilcoxon", wilcoxon_prunes),
     "median": ("median", median_prunes),
+    "racing": ("racing", racing_prunes),
 }
 
 
