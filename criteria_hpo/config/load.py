@@ -21,7 +21,7 @@ from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 NOT_IDENTITY = {
     "hpo": ("storage", "study_name", "allow_changed"),
     "data": ("path", "annotations_path", "criteria_path"),
-    "training": ("checkpoint",),
+    "training": ("checkpoint", "compact_vocabulary"),
 }
 
 

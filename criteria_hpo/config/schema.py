@@ -106,7 +106,10 @@ class CheckpointConfig(Frozen):
 
 # %% ../../nbs/config/30_schema.ipynb #996cfed5
 class TrainingConfig(Frozen):
-    "Settings shared by all trials. `physical_batch_size: null` is probed on a GPU, and is the largest choice on a CPU."
+    """Settings shared by all trials. `physical_batch_size: null` is probed on a GPU, and is the largest choice on a CPU.
+
+    `compact_vocabulary`: only the embedding rows of the study's tokens are trained, with the same results.
+    """
 
     num_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     early_stopping_patience: Annotated[int, Field(ge=1)] = 20
@@ -122,6 +125,7 @@ class TrainingConfig(Frozen):
     tf32: bool = True
     deterministic: bool = False
     physical_batch_size: Annotated[int, Field(ge=1)] | None = None
+    compact_vocabulary: bool = True
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def for_setting(self, hparams: HParams) -> "TrainingConfig":

@@ -71,7 +71,7 @@ class FoldFile:
             logger.warning("%s cannot be read (%s); the fold restarts", self.path, type(err).__name__)
             return None
         if key != self.key:
-            logger.info("%s belongs to another setting, size or version and is not used; the fold restarts", self.path)
+            logger.info("%s is for another setting, size, vocabulary or version and is not used; the fold restarts", self.path)
             return None
         self.last = seconds
         logger.info("Resuming the fold from %s, after %.0f s of training", self.path, seconds)

@@ -219,8 +219,8 @@ def train_and_score_fold(
     stopping = EarlyStopping(setup.training.early_stopping_patience)
     run = FoldRun(setup, hparams, fold, seed, start_training(setup, hparams, fold, seed), stopping)
     if file is not None:
-        sizes = setup.physical_batch_size, setup.eval_batch_size
-        file = file.of(seed=seed, hparams=hparams.model_dump(), sizes=sizes, device=setup.device.type)
+        sizes, vocabulary = (setup.physical_batch_size, setup.eval_batch_size), setup.classifier.vocabulary
+        file = file.of(seed=seed, hparams=hparams.model_dump(), sizes=sizes, device=setup.device.type, vocabulary=vocabulary)
         if (state := file.load()) is not None:
             run.load_state_dict(state)
     try:

@@ -25,12 +25,13 @@ from criteria_hpo.model.memory import (
     get_gpu_vram_info,
     probe_max_batch_size,
 )
+from ..model.vocabulary import held_token
 from .optim import accumulation_step, make_optimizer, make_schedule
 
 # %% ../../nbs/training/70_memory_probe.ipynb #fb78a96b
-def _longest_batch(cfg: Config, size: int, device: torch.device) -> dict[str, Tensor]:
-    "Inputs and labels of `size` sequences of the full length, with one token of padding in the first."
-    ids = torch.ones(size, cfg.model.max_length, dtype=torch.long, device=device)
+def _longest_batch(cfg: Config, size: int, device: torch.device, token: int = 1) -> dict[str, Tensor]:
+    "Inputs and labels of `size` sequences of `token` in full length, with one position of padding in the first."
+    ids = torch.full((size, cfg.model.max_length), token, device=device)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.ones(size, device=device)}
@@ -45,7 +46,7 @@ def peak_memory_step(cfg: Config, classifier: BERTClassifier, device: torch.devi
             p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        part = _longest_batch(cfg, size, device)
+        part = _longest_batch(cfg, size, device, held_token(classifier.model))
         if evaluation:
             with torch.no_grad(), autocast:
                 classifier.eval()(part["input_ids"], part["attention_mask"])

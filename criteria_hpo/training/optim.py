@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..model.vocabulary import follow_decay
+
 # %% ../../nbs/training/10_optim.ipynb #6fab1bc6
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     "Two AdamW groups: matrices with `weight_decay`; norm gains (one-dimensional) and biases of any shape without decay."
@@ -30,8 +32,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 # %% ../../nbs/training/10_optim.ipynb #3289d6b2
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
-    "AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over `parameter_groups`."
-    return AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    "AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over `parameter_groups`; updates the `decay` of a compact embedding."
+    optimizer = AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    follow_decay(optimizer, model)
+    return optimizer
 
 # %% ../../nbs/training/10_optim.ipynb #a99b9f7f
 CYCLES, POWER = 3, 2
