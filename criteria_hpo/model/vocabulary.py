@@ -8,6 +8,7 @@ __all__ = ['LANES', 'CompactEmbedding', 'follow_decay', 'why_not_compact', 'comp
 
 # %% ../../nbs/model/35_vocabulary.ipynb #5d0dcde5
 import hashlib
+from typing import cast
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def why_not_compact(model: PreTrainedModel, fresh: frozenset[str] = frozenset())
 # %% ../../nbs/model/35_vocabulary.ipynb #24070a3e
 def compact_embedding(model: PreTrainedModel, ids: np.ndarray) -> None:
     "Let the model hold only the embedding rows of the token `ids` (any order, with repetitions) and of padding."
-    old = model.get_input_embeddings()
+    old = cast(nn.Embedding, model.get_input_embeddings())
     padding = [pad for pad in (old.padding_idx, model.config.pad_token_id) if pad is not None]
     kept = torch.from_numpy(np.unique(np.append(ids, padding)).astype(np.int64))
     new = CompactEmbedding(old.weight.detach().cpu(), kept, old.padding_idx)
@@ -88,10 +89,12 @@ def compact_embedding(model: PreTrainedModel, ids: np.ndarray) -> None:
 
 
 def restore_embedding(model: PreTrainedModel) -> None:
-    "Let the model hold the whole matrix again, with the rows that training with all of them would give."
+    "Let a compact model hold the whole matrix again, with the rows that training with all of them would give."
     old = model.get_input_embeddings()
+    assert isinstance(old, CompactEmbedding), "only a compact model has rows to restore"
     pad = None if old.padding_idx is None else int(old.kept[old.padding_idx])
-    new = nn.Embedding(*old.original.shape, padding_idx=pad, _weight=old.restored())
+    whole = old.restored()
+    new = nn.Embedding(*whole.shape, padding_idx=pad, _weight=whole)
     new.weight.requires_grad_(old.weight.requires_grad)
     model.set_input_embeddings(new.to(old.weight.device))
 
@@ -104,7 +107,7 @@ def vocabulary_hash(model: PreTrainedModel) -> str | None:
 
 def held_token(model: PreTrainedModel) -> int:
     "A token id whose row the model holds."
-    embedding = model.get_input_embeddings()
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
     return int(embedding.kept[-1]) if isinstance(embedding, CompactEmbedding) else embedding.num_embeddings - 1
 
 
