@@ -94,7 +94,7 @@ def restore_embedding(model: PreTrainedModel) -> None:
     assert isinstance(old, CompactEmbedding), "only a compact model has rows to restore"
     pad = None if old.padding_idx is None else int(old.kept[old.padding_idx])
     whole = old.restored()
-    new = nn.Embedding(*whole.shape, padding_idx=pad, _weight=whole)
+    new = nn.Embedding(whole.shape[0], whole.shape[1], padding_idx=pad, _weight=whole)
     new.weight.requires_grad_(old.weight.requires_grad)
     model.set_input_embeddings(new.to(old.weight.device))
 
