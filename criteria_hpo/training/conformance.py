@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALL_OFF', 'sample_batch', 'check_dropout', 'step_gradient', 'relative_difference', 'check_step', 'check_padding',
            'check_saving', 'check_reset', 'check_head', 'check_freezing', 'check_recomputing', 'check_keeping',
-           'check_encoder']
+           'train_steps', 'check_vocabulary', 'check_encoder']
 
 # %% ../../nbs/training/90_conformance.ipynb #9c0cb368
 import copy
@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..core.errors import ModelError
@@ -27,7 +27,7 @@ from ..model.dropout import dropout_places, missing_roles, read_dropout, set_dro
 from ..model.encoders import load_encoder
 from ..model.families import ROLES, family_of, position_limit
 from ..model.layers import encoder_layers, freeze_layers, set_gradient_checkpointing
-from .optim import accumulation_step, make_schedule
+from .optim import accumulation_step, make_optimizer, make_schedule
 
 # %% ../../nbs/training/90_conformance.ipynb #19f59e79
 ALL_OFF = dict.fromkeys(ROLES, 0.0)
@@ -255,6 +255,43 @@ def check_keeping(model: PreTrainedModel) -> bool:
     )
     return True
 
+# %% ../../nbs/training/90_conformance.ipynb #e9c320c7
+def train_steps(classifier: BERTClassifier, steps: int) -> list[tuple[float, float]]:
+    "Loss and norm of optimiser steps with dropout, decay and clipping, on batches of every third token; changes the weights."
+    set_dropout(classifier.model, dict.fromkeys(ROLES, 0.2))
+    optimizer, scaler = make_optimizer(classifier.train(), 3e-3, 0.1), make_scaler(torch.device("cpu"), "fp32")
+    schedule, seen = make_schedule("linear", optimizer, steps, 0.3), []
+    torch.manual_seed(0)
+    for step in range(steps):
+        batch = sample_batch(classifier.model, seed=step)
+        batch["input_ids"] -= batch["input_ids"] % 3 * batch["attention_mask"]
+        parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(4), slice(4, 6))]
+        seen.append((*accumulation_step(classifier, parts, optimizer, schedule, scaler, 0.05, nullcontext()),))
+    set_dropout(classifier.model, ALL_OFF)
+    return seen
+
+# %% ../../nbs/training/90_conformance.ipynb #a197e036
+def check_vocabulary(classifier: BERTClassifier, steps: int = 2) -> bool:
+    "Check that steps with a third of the tokens compact change no number; False if the family is trained with all rows."
+    start, model, twin = classifier.snapshot(), classifier.model, copy.deepcopy(classifier)
+    if twin.compact(kept := np.arange(0, model.config.vocab_size, 3)):
+        return False
+    classifier.reset(1)
+    twin.reset(1)
+    _require(train_steps(twin, steps) == train_steps(classifier, steps), "a compact vocabulary changes losses or norms")
+    with tempfile.TemporaryDirectory() as folder:
+        twin.save_pretrained(folder)
+        saved, _ = load_encoder(folder)
+    matrix, restored = (cast(nn.Embedding, m.get_input_embeddings()).weight.detach() for m in (model, saved))
+    same = [torch.equal(p, q) for p, q in zip(model.parameters(), saved.parameters(), strict=True) if p.shape != matrix.shape]
+    _require(all(same) and torch.equal(matrix[kept], restored[kept]), "a compact vocabulary changes trained weights")
+    off = float((matrix - restored).abs().max())
+    _require(off < 1e-6, f"embeddings of tokens without training are off by {off:.0e} in a saved folder")
+    off = float((_logits(saved, sample_batch(model)) - _logits(model, sample_batch(model))).abs().max())
+    _require(off < 1e-6, f"a model saved with a compact vocabulary has logits off by {off:.0e}")
+    classifier.load(start)
+    return True
+
 # %% ../../nbs/training/90_conformance.ipynb #3ae45ea6
 def _conformance_line(model: PreTrainedModel, deviation: float, supported: dict[str, bool]) -> str:
     "The line on a model that passed: its dropouts, positions, layers, and what it does not support."
@@ -288,6 +325,7 @@ def check_encoder(model: str | PreTrainedModel) -> str:
     deviation = check_step(classifier)
     check_freezing(classifier)
     supported = {"checkpointing": check_recomputing(classifier), "keep_layers": check_keeping(built)}
+    supported["compact vocabulary"] = check_vocabulary(classifier)
     line = _conformance_line(built, deviation, supported)
     print(line)
     return line
