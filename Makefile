@@ -4,13 +4,14 @@
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
 TARGETS       := help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
-	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab lint format test \
+	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab benchmark lint format test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
 TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
 TAKES.lab        := ROOT IP PORT
+TAKES.benchmark  := DEVICE SIZE WORKS
 
 # Only the command line sets these: DATA or MODEL in the environment must not change a study.
 FROM_COMMAND_LINE := $(sort $(foreach t,$(TARGETS),$(TAKES.$t)))
@@ -124,6 +125,15 @@ lab: venv ## open JupyterLab on the study notebook [PORT= IP=; ROOT=1: as root, 
 	[ -z "$$IP" ]   || set -- "$$@" "--ip=$$IP"; \
 	[ -z "$$PORT" ] || set -- "$$@" "--port=$$PORT"; \
 	exec $(PY) -m jupyterlab --ServerApp.root_dir=. "$$@" studies/hpo.ipynb
+
+benchmark: assets ## measure the speed beside other libraries, on an idle machine; results in studies/benchmark-DEVICE/ [DEVICE=cpu|cuda WORKS= SIZE=]
+	@device=$${DEVICE:-cpu}; out=benchmark-$$device; \
+	case "$$device" in cpu) ;; cuda) nvidia-smi -L >/dev/null 2>&1 || { \
+	    echo "DEVICE=cuda needs an NVIDIA GPU, and nvidia-smi finds none: set DEVICE=cpu" >&2; exit 2; } ;; \
+	  *) echo "DEVICE=$$device is not supported: set DEVICE=cpu or DEVICE=cuda" >&2; exit 2 ;; esac; \
+	mkdir -p "studies/$$out"; \
+	exec $(PY) -m papermill --log-output --no-progress-bar studies/benchmark.ipynb "studies/$$out/benchmark.ipynb" -k python3 \
+	  -p device "$$device" -p size "$${SIZE:-full}" -r works "$$WORKS" -r out "$$out"
 
 ##@ Developing
 venv: $(STAMP) ## create .venv and install all dependencies, pinned [PYTHON= TORCH_INDEX=]
