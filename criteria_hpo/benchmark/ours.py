@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
+from unittest import mock
 
 from .meter import Meter
 from .work import Order, folds_crc
@@ -23,7 +24,9 @@ from ..training.cross_validation import run_single_fold
 from ..training.setup import make_setup
 
 # %% ../../nbs/benchmark/40_ours.ipynb #c407482f
-CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "joined tokens": lambda: mock.patch("criteria_hpo.data.joined_tokens.agreed_template", return_value=None),
+}
 
 
 def switched_off(names: list[str]) -> ExitStack:

@@ -79,7 +79,13 @@ def needed_flops(order: Order, meter: Meter) -> float:
 def child_environment(device: str, threads: int, code: Path | None = None) -> dict[str, str]:
     "The environment of a contender's process; `code`: the folder that holds the package, None: this one."
     root = Path(__file__).resolve().parents[2] if code is None and "__file__" in globals() else code
-    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "CRITERIA_HPO_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    quiet = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TQDM_DISABLE": "1",
+        "CRITERIA_HPO_PROGRESS": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     path = [*([str(root)] if root else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | quiet | hidden | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
@@ -162,7 +168,10 @@ TRAINER_EAGER = Contender("Trainer, eager attention", "trainer", attention="eage
 CROSS_ENCODER = Contender("CrossEncoderTrainer", "cross_encoder")
 ORIGINAL = Contender("the original's way", "original", share=1 / 15)
 BUILD_BEFORE = Contender(f"build {BEFORE}", before=True)
-WITHOUT: tuple[Contender, ...] = ()
+WITHOUT = (
+    Contender("without compact vocabulary", overrides=("training.compact_vocabulary=false",)),
+    Contender("without joined tokens", without=("joined tokens",)),
+)
 ROWS = {
     "tiny": (OURS, TRAINER, TRAINER_EAGER, ORIGINAL, BUILD_BEFORE),
     "minilm": (OURS, TRAINER, CROSS_ENCODER, ORIGINAL, BUILD_BEFORE),
