@@ -191,7 +191,7 @@ def test_a_mode_decides_what_is_counted(words: list[str], steps: tuple[int, int,
         (["hpo.pruner.min_resource=4", "hpo.pruner.max_resource=3"], "hpo.pruner.min_resource=4 is above max_resource"),
         (["hpo.mode=multi_fidelity", "training.num_epochs=3", "hpo.report_interval=4"], "no epoch is reported"),
         (["hpo.mode=single_split", "hpo.pruner.type=forgiving"], "hpo.pruner.type=forgiving compares whole folds"),
-        (["hpo.mode=multi_fidelity", "hpo.pruner.type=wilcoxon"], "use hyperband, median or none, or hpo.mode=kfold"),
+        (["hpo.mode=multi_fidelity", "hpo.pruner.type=wilcoxon"], "use hyperband, median, racing or none, or hpo.mode=kfold"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(words: list[str], line: str) -> None:

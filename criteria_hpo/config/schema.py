@@ -251,7 +251,7 @@ def rule_problem(hpo: HpoConfig) -> str | None:
     if hpo.mode != "kfold" and kind in ("forgiving", "wilcoxon", "patience"):
         return (
             f"hpo.pruner.type={kind} compares whole folds, and hpo.mode={hpo.mode} reports epochs: "
-            f"use hyperband, median or none, or hpo.mode=kfold"
+            f"use hyperband, median, racing or none, or hpo.mode=kfold"
         )
     if kind == "patience" and hpo.pruner.patience.folds is None:
         return "hpo.pruner.type=patience needs hpo.pruner.patience.folds; for no pruning set hpo.pruner.type=none"

@@ -48,7 +48,7 @@ NO_PATIENCE = _patience(None)
 DEFAULT = Candidate(PrunerConfig())
 CORRECTED = Candidate(PrunerConfig(patience=_patience(3, "trial")))
 ORIGINAL = CORRECTED._replace(rule=original_rule)
-RACING = Candidate(PrunerConfig(reduction_factor=3, patience=_patience(2, "top")))
+RACING = Candidate(PrunerConfig(type="racing", p_threshold=0.02, patience=NO_PATIENCE), "multi_fidelity")
 
 # %% ../../nbs/pruner_lab/40_candidates.ipynb #aa73ac52
 def hyperband_candidates() -> list[Candidate]:
