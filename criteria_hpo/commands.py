@@ -75,9 +75,10 @@ def command_near_copies(cfg: Config) -> None:
 def command_worker(cfg: Config) -> None:
     "Add a process to a study that others may be running; any number of them, all with the same settings."
     from criteria_hpo.execution.study import run_hpo_worker
-    from criteria_hpo.results.stored import status_line
 
     run_hpo_worker(cfg)
+    from criteria_hpo.results.stored import status_line
+
     print(f"This worker has ended. Study: {status_line(cfg)}")
 
 # %% ../nbs/40_commands.ipynb #4dbad3d4
@@ -85,11 +86,12 @@ def command_hpo(cfg: Config) -> None:
     "Search for the best setting (the default command); run the same command again to resume."
     from criteria_hpo.config.paths import study_dir
     from criteria_hpo.execution.study import run_hpo
-    from criteria_hpo.results.report import best_trial
+
+    run = run_hpo(cfg)
+    from criteria_hpo.results.report import best_trial  # these import what draws plots, which the search does not need
     from criteria_hpo.results.stored import plots_text, report_text, test_text
     from criteria_hpo.results.test_set import evaluate_best
 
-    run = run_hpo(cfg)
     print(report_text(cfg, run.study))
     print(f"\n{plots_text(cfg, run.study)}")
     if best_trial(run.study):

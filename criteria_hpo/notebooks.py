@@ -16,21 +16,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 import psutil
-from jupyter_client import AsyncKernelManager
-from papermill.exceptions import PapermillExecutionError
 
 from .config.parameters import LAUNCHED, config_from_parameters, read_parameters, template_parameters
 from .config.paths import make_study_dir, storage_url, studies_root
 from .core import errors
 from .core.errors import StudyError, guarded
+from .core.files import import_nbformat
 from .core.processes import describe_exit
 from .core.stopping import SEARCH_STOPPED, Interrupted, stoppable
 from .data.study_data import load_data
 from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
+
+import_nbformat()
+
+# %% ../nbs/50_notebooks.ipynb #f8280f6c
+import nbformat
+import papermill
+from jupyter_client import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
 
 # %% ../nbs/50_notebooks.ipynb #e509b5e4
 def _original_error(err: PapermillExecutionError, output: Path) -> BaseException:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .language import language_hash
-from .rewriters import Rewriter, contextual_augmenter, contextual_rewriter, seeded, synonym_rewriter
 from .selection import pair_seed, rows_to_reword, sentences_to_reword
 from criteria_hpo.augmentation.wording import (
     FUNCTION_WORDS,
@@ -41,12 +40,15 @@ from ..core.errors import DataError, ModelError
 from ..core.files import write_atomic
 from ..inputs.pairs import pairs_hash
 
+if TYPE_CHECKING:
+    from criteria_hpo.augmentation.rewriters import Rewriter  # imports nlpaug, which a study without augmentation does not need
+
 # %% ../../nbs/augmentation/40_make_variants.ipynb #c13efe03
 Edits = list[Edit]  # the edits of one variant
 
 
 def reword(
-    posts: Sequence[str], sentences: Sequence[Sequence[Span]], rewrite: Rewriter, count: int, protected: Protection
+    posts: Sequence[str], sentences: Sequence[Sequence[Span]], rewrite: "Rewriter", count: int, protected: Protection
 ) -> list[list[Edits]]:
     "Return the edits of `count` variants of each post; words of its `sentences` change, except `protected` ones."
     texts = [post[start:end] for post, spans in zip(posts, sentences) for start, end in spans for _ in range(count)]
@@ -146,8 +148,10 @@ class Variants:
         return hashlib.sha256(b"".join(sorted(map(_line, map(list, named))))).hexdigest()
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #58096719
-def make_rewriter(config: AugmentationConfig, method: str, model: str, device: str) -> Rewriter:
+def make_rewriter(config: AugmentationConfig, method: str, model: str, device: str) -> "Rewriter":
     "Return the rewriter for `method`: synonyms, or the masked language model at `model` (a folder or hub id)."
+    from criteria_hpo.augmentation.rewriters import contextual_augmenter, contextual_rewriter, synonym_rewriter
+
     protected = protection(config.protect)
     if method == "synonym":
         return synonym_rewriter(config.word_share, protected)
@@ -155,9 +159,11 @@ def make_rewriter(config: AugmentationConfig, method: str, model: str, device: s
 
 # %% ../../nbs/augmentation/40_make_variants.ipynb #586039d7
 def _make(
-    pairs: pd.DataFrame, selected: dict[int, list[Span]], config: AugmentationConfig, rewrite: Rewriter, seed: int, device: str
+    pairs: pd.DataFrame, selected: dict[int, list[Span]], config: AugmentationConfig, rewrite: "Rewriter", seed: int, device: str
 ) -> list[list[Edits]]:
     "Return the edits of the variants of the rows in `selected`, made with one seed."
+    from criteria_hpo.augmentation.rewriters import seeded
+
     posts, first = pairs.post.iloc[[*selected]], pairs.iloc[next(iter(selected))]
     with seeded(pair_seed(seed, first.post_id, first.criterion_id), device):
         return reword(posts, list(selected.values()), rewrite, config.variants, protection(config.protect))

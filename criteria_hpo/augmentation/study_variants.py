@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .draw_variants import VariantTokens, tokenise_variants
-from .leakage import describe_variants, measure_variants
 from .make_variants import Variants, make_variants
 from .wording import protection
 from ..config.schema import Config
@@ -65,6 +64,8 @@ def make_variant_tokens(
     "Return the tokens of the dev pairs and their variants, for each method that a trial may need or has `used`."
     made, cut = {}, (cfg.model.max_length, cfg.model.long_posts)
     for method in augmentation_methods(cfg, used):
+        from criteria_hpo.augmentation.leakage import describe_variants, measure_variants
+
         variants = study_variants(cfg, dev, method, request)
         measured = measure_variants(dev, variants, protection(cfg.augmentation.protect), cfg.seed)
         logger.info("Variants by %s: %s", method, describe_variants(measured))

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 import yaml
 
 from .load import load_config
@@ -22,6 +20,7 @@ from .overrides import reject_password, safe_url
 from .paths import checkout
 from .schema import Config
 from ..core.errors import ConfigError, StudyError, did_you_mean, looked_in
+from ..core.files import import_nbformat
 
 # %% ../../nbs/config/60_parameters.ipynb #20e77eea
 def split_overrides(overrides: str | Sequence[str]) -> list[str]:
@@ -79,6 +78,9 @@ def template_parameters(template: str | Path) -> dict[str, Any]:
     path = Path(os.path.expanduser(template))
     if not path.is_file():
         raise StudyError(f"{path}: file not found ({looked_in(path)}); run from the checkout, or name a notebook with --template")
+    nbformat = import_nbformat()
+    import papermill
+
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]

@@ -12,7 +12,7 @@ import plotly.io
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from .files import write_atomic
+from .files import import_nbformat, write_atomic
 
 _all_ = ["Figure"]
 
@@ -28,6 +28,7 @@ def keep_figures_local() -> None:
             renderer.config = {**(renderer.config or {}), **LOCAL}
 
 
+import_nbformat()  # plotly's renderers import it, too
 keep_figures_local()
 
 # %% ../../nbs/core/50_figures.ipynb #97d6bd50
