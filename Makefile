@@ -133,7 +133,7 @@ benchmark: assets ## measure the speed beside other libraries, on an idle machin
 	  *) echo "DEVICE=$$device is not supported: set DEVICE=cpu or DEVICE=cuda" >&2; exit 2 ;; esac; \
 	mkdir -p "studies/$$out"; \
 	exec $(PY) -m papermill --log-output --no-progress-bar studies/benchmark.ipynb "studies/$$out/benchmark.ipynb" -k python3 \
-	  -p device "$$device" -p size "$${SIZE:-full}" -r works "$$WORKS" -r out "$$out"
+	  -p device "$$device" -p size "$${SIZE:-full}" -p seeds 5 -r works "$$WORKS" -r out "$$out"
 
 ##@ Developing
 venv: $(STAMP) ## create .venv and install all dependencies, pinned [PYTHON= TORCH_INDEX=]

@@ -31,7 +31,15 @@ NAMES = ["a", "b", "c"]
 def result(seconds: float, scores: list[list[float]] | None = None, **more: Any) -> dict[str, Any]:
     """What a run of `seconds` seconds returns, half of them in the forward pass."""
     counts = {"tokens": {"real": 80, "padded": 100, "squares": 640}, "flops": 5e8, "folds": 1, "scores": scores or [[0.5, 0.6]]}
-    return {"seconds": seconds, "cpu": seconds, "memory": 2**20, "parts": {"forward": seconds / 2}, **counts, **more}
+    return {
+        "seconds": seconds,
+        "cpu": seconds,
+        "memory": 2**20,
+        "imported": 2**19,
+        "parts": {"forward": seconds / 2},
+        **counts,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 7])

@@ -43,6 +43,7 @@ def table_row(runs: Runs, name: str, peak: float) -> dict[str, Any]:
         row |= {"cpu_ratio": float(np.median(ratios(runs, name, OURS.name, "cpu"))), "memory_ratio": float(np.median(memory))}
     return row | {
         "memory_mb": _median(results, "memory") / 2**20,
+        "added_mb": (_median(results, "memory") - _median(results, "imported")) / 2**20,
         "tokens_per_s": last["tokens"]["real"] / seconds,
         "padding": 1 - last["tokens"]["real"] / last["tokens"]["padded"],
         "outside": float(np.median([1 - sum(r["parts"].values()) / r["seconds"] for r in results])),
@@ -174,6 +175,7 @@ def ratios_picture(tables: dict[str, pd.DataFrame]) -> bytes:
                 axes.plot(p.target, y, "|", color="green", markersize=18, markeredgewidth=3)
         axes.axvline(1, color="black", linestyle=":")
         axes.set_xscale("log")
+        axes.minorticks_off()
         axes.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], [f"{tick:g}" for tick in ticks])
         axes.set_yticks(range(len(points)), [p.label for p in points])
         axes.set(xlabel="time / time of this project (green: target)", ylim=(len(points) - 0.5, -0.8))
