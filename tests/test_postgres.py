@@ -1,6 +1,7 @@
 """A study on a PostgreSQL server that workers share: killed workers, a server that goes away, and what a trial costs."""
 
 import contextlib
+import datetime
 import json
 import os
 import random
@@ -29,12 +30,14 @@ from harness import (
     trials_by_slot,
     wait_for,
 )
+from optuna.distributions import distribution_to_json
 from scipy.special import logit
 
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.core.errors import StudyError
 from criteria_hpo.results.stored import stored_study
+from criteria_hpo.search.optuna_access import optuna_tables
 from criteria_hpo.storage import engine
 from criteria_hpo.storage import leases as rules
 from criteria_hpo.storage.database import exclusive, open_storage, stored_tables
@@ -190,6 +193,30 @@ def test_eight_workers_do_not_wait_for_each_other(server, tmp_path, tell, n_tria
     assert efficiency >= at_least
 
 
+def add_at_once(study, url, trials):
+    """What `study.add_trials` writes, by one statement a table: it takes 25 ms of the processor a trial otherwise."""
+    of, at, finite = optuna_tables().tables, datetime.datetime(2026, 1, 1), "FINITE"
+    with make_engine(url).begin() as db:
+        number = db.scalar(sa.select(of["studies"].c.study_id).where(of["studies"].c.study_name == study.study_name))
+        times = {"datetime_start": at, "datetime_complete": at}
+        heads = [{"study_id": number, "number": k, "state": t.state, **times} for k, t in enumerate(trials)]
+        db.execute(of["trials"].insert(), heads)
+        ids = list(db.scalars(sa.select(of["trials"].c.trial_id).where(of["trials"].c.study_id == number).order_by("number")))
+        rows = {name: [] for name in ("trial_params", "trial_values", "trial_user_attributes", "trial_intermediate_values")}
+        for key, t in zip(ids, trials, strict=True):
+            for name, d in t.distributions.items():
+                stored = {"param_value": d.to_internal_repr(t.params[name]), "distribution_json": distribution_to_json(d)}
+                rows["trial_params"].append({"trial_id": key, "param_name": name, **stored})
+            rows["trial_values"].append({"trial_id": key, "objective": 0, "value": t.value, "value_type": finite})
+            for name, value in t.user_attrs.items():
+                rows["trial_user_attributes"].append({"trial_id": key, "key": name, "value_json": json.dumps(value)})
+            for step, value in t.intermediate_values.items():
+                report = {"step": step, "intermediate_value": value, "intermediate_value_type": finite}
+                rows["trial_intermediate_values"].append({"trial_id": key, **report})
+        for name, many in rows.items():
+            db.execute(of[name].insert(), many)
+
+
 def filled_study(url, name, n_trials, seed=0):
     """A study of finished trials, and the ledger's slots and folds of them, written at once."""
     from criteria_hpo.search.search_space import parse_space
@@ -209,7 +236,7 @@ def filled_study(url, name, n_trials, seed=0):
                 user_attrs={"slot": number, "fold_scores": [score] * 5},
             )
         )
-    study.add_trials(trials)
+    add_at_once(study, url, trials)
     slots = [
         {"slot": t.number, "trial_id": t._trial_id, "attempts": 1, "pace": 0.1, "outcome": "COMPLETE", "value": t.value}
         for t in study.get_trials(deepcopy=False)

@@ -15,12 +15,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.schema import SamplerConfig
 from ..core.seeds import derived_seed
-from .optuna_access import ChosenCmaEsSampler, PointQmcSampler
+from .optuna_access import ChosenCmaEsSampler, ColumnTpeSampler, PointQmcSampler
 
 # %% ../../nbs/search/40_samplers.ipynb #ec0de8f6
 def sampler_seed(study_seed: int, slot: int) -> int:
@@ -116,7 +116,7 @@ class SlotCmaEs(DeclaredSpace, ChosenCmaEsSampler):
 # %% ../../nbs/search/40_samplers.ipynb #bd55760d
 def _tpe(config: SamplerConfig, seed: int) -> BaseSampler:
     "Return multivariate TPE in groups; running trials count as bad (constant liar), so that workers spread out."
-    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=config.n_startup_trials)
+    return ColumnTpeSampler(seed=seed, n_startup_trials=config.n_startup_trials)
 
 # %% ../../nbs/search/40_samplers.ipynb #e7e63980
 def _base_sampler(config: SamplerConfig, study_seed: int, slot: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:

@@ -18,11 +18,10 @@ import optuna
 import sqlalchemy as sa
 from alembic.util import CommandError
 from filelock import FileLock
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from ..core.errors import StudyError
-from ..search.optuna_access import optuna_tables, storage_calls
+from ..search.optuna_access import RowStorage, optuna_tables, storage_calls
 from criteria_hpo.storage.engine import (
     connect_read_only,
     database_file,
@@ -36,7 +35,7 @@ from criteria_hpo.storage.engine import (
 from .retries import FIXES, with_retries
 
 # %% ../../nbs/storage/30_database.ipynb #e3e46fe1
-class RetryingStorage(RDBStorage):
+class RetryingStorage(RowStorage):
     "Optuna's tables in the study's database; every call is retried while the database is away."
 
     def __init__(self, url: str):

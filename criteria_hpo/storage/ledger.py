@@ -45,7 +45,7 @@ class FencedWriter(LeaseHolder):
 
     def holds(self, lease: Lease) -> bool:
         "Return whether the lease still belongs to this worker."
-        return any(row.slot == lease.slot and row.token == lease.token for row in self.slots(unfinished=True))
+        return self.token(lease.slot) == lease.token
 
     def fence(self, lease: Lease) -> None:
         "Raise `LeaseLost` unless `holds`; for writes to Optuna's tables, which share no transaction with the ledger."

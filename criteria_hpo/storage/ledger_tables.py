@@ -103,6 +103,12 @@ class LedgerReader:
         with reading(self.engine) as db:
             return list(db.execute(self._slots().where(SLOTS.c.outcome.is_(None)) if unfinished else self._slots()))
 
+    @with_retries
+    def token(self, slot: int) -> str | None:
+        "Return the token of the slot's lease, or None for a closed slot; reads one row."
+        with reading(self.engine) as db:
+            return db.scalar(sa.select(SLOTS.c.token).where(self._at(slot) & SLOTS.c.outcome.is_(None)))
+
     def folds(self, slot: int | None = None) -> list[FoldRow]:
         "Return the committed folds of one slot, or of all slots, in order."
         return [row for rows in self.folds_by_slot(slot).values() for row in rows]
