@@ -26,6 +26,7 @@ from .core.files import import_nbformat
 from .core.processes import describe_exit
 from .core.stopping import SEARCH_STOPPED, Interrupted, stoppable
 from .data.study_data import load_data
+from .search.time_left import unpruned_slots
 from .storage.progress import progress_bar
 from .storage.retries import RESUME_HINT
 
@@ -164,7 +165,8 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
         make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
     output = make_study_dir(cfg) / source.name
     print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
-    with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0):
+    startup = unpruned_slots(cfg.hpo.pruner.model_dump(), cfg.n_trials)
+    with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0, startup=startup):
         execute(source, output, given)
     print(f"Done: {output} (executed notebook), {output.parent / 'plots'}, manifest.json, study.db", file=sys.stderr)
     return output

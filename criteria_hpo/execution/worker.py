@@ -125,7 +125,7 @@ class Job:
     A number that the study stores takes precedence, so that all its workers follow a change of the number.
 
     `close_if_trained`: closes a slot that has nothing left to train; returns whether it did.
-    `check`: raises an error that ends the loop.
+    `check`: raises an error that ends the loop. `after`: called after each trial that this worker has run without an error.
     """
 
     study: optuna.Study
@@ -134,6 +134,7 @@ class Job:
     n_trials: int
     close_if_trained: Callable[[Lease], bool] = lambda lease: False
     check: Callable[[], None] = lambda: None
+    after: Callable[[Lease], None] = lambda lease: None
 
     @property
     def target(self) -> int:
@@ -212,3 +213,5 @@ def run_worker(job: Job, request: StopRequest) -> int:
             error = run_slot(job.ledger, job.objective, lease)
             last = error or last
             finished += error is None
+            if error is None:
+                job.after(lease)

@@ -18,6 +18,7 @@ from .costs import costs_by_reason, costs_summary
 from .learning import learning_remark
 from .looks import stored_results
 from .report import best_overrides, best_table, best_trial, study_summary
+from ..search.time_left import unpruned_slots
 from ..storage.database import open_storage, stored_tables
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import META
@@ -70,7 +71,9 @@ def status_line(cfg: Config) -> str:
         return "starting, no trial has begun yet; if no process of this study is running, run the same command again"
     study = stored_study(cfg)
     n_folds, ledger = folds_of_trials(study), Ledger(storage_url(cfg), study.study_name)
-    return describe(read_progress(ledger, study.user_attrs["n_trials"], n_folds), n_folds)
+    n_trials = study.user_attrs["n_trials"]
+    startup = unpruned_slots(study.user_attrs["identity"]["hpo"]["pruner"], n_trials)
+    return describe(read_progress(ledger, n_trials, n_folds, startup), n_folds)
 
 # %% ../../nbs/results/70_stored.ipynb #c2c55328
 def report_text(cfg: Config, study: optuna.Study) -> str:

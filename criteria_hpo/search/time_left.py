@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'SLOWEST', 'LEAST', 'DRIFT', 'WIDTH', 'Spent', 'seconds_per_fold', 'Cost', 'startup_cost', 'later_cost',
-           'TimeLeft', 'rest_of', 'time_left', 'left_text', 'Forecast', 'replay', 'replay_line']
+           'TimeLeft', 'rest_of', 'time_left', 'unpruned_slots', 'left_text', 'Forecast', 'replay', 'replay_line']
 
-# %% ../../nbs/search/80_time_left.ipynb #c9c65eca
+# %% ../../nbs/search/80_time_left.ipynb #f863e1d6
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-# %% ../../nbs/search/80_time_left.ipynb #82948668
+# %% ../../nbs/search/80_time_left.ipynb #16988bf0
 @dataclass(frozen=True)
 class Spent:
-    "The cost of one trial so far. `folds`: finished ones, a running trial's with a fraction. `seconds`: for which a worker held it."
+    "The cost of a trial so far. `folds`: finished ones, with a fraction if it runs. `seconds`: for which a worker held it."
 
     folds: float
     seconds: float
     startup: bool
 
-# %% ../../nbs/search/80_time_left.ipynb #2e7309fe
+# %% ../../nbs/search/80_time_left.ipynb #f12c0bf2
 WINDOW = 50
 SLOWEST = 5.0
 
@@ -32,7 +33,7 @@ def seconds_per_fold(ended: Sequence[Spent]) -> np.ndarray:
     rates = np.array([trial.seconds / max(trial.folds, 1) for trial in ended[-WINDOW:]])
     return np.minimum(rates, SLOWEST * np.median(rates))
 
-# %% ../../nbs/search/80_time_left.ipynb #859e3688
+# %% ../../nbs/search/80_time_left.ipynb #2d142e22
 @dataclass(frozen=True)
 class Cost:
     "Mean and standard deviation of the seconds of a trial, from `n` trials; `folds`: the mean number of folds."
@@ -62,7 +63,7 @@ def later_cost(ended: Sequence[Spent], n_folds: int) -> Cost:
     seconds = folds * np.concatenate([[rates.mean(), rates.mean()], own])
     return Cost(float(seconds.mean()), float(seconds.std(ddof=1)), len(seconds), float(folds.mean()))
 
-# %% ../../nbs/search/80_time_left.ipynb #e4a51fb8
+# %% ../../nbs/search/80_time_left.ipynb #8a00a6fc
 LEAST = 3
 DRIFT = 0.1
 WIDTH = 1.2816  # the 90 % point of the normal distribution
@@ -103,7 +104,12 @@ def time_left(
     spread = WIDTH * math.hypot(math.sqrt(variance) / workers, DRIFT * middle)
     return TimeLeft(middle, max(middle - spread, 0.3 * middle), middle + spread)
 
-# %% ../../nbs/search/80_time_left.ipynb #971bd71b
+# %% ../../nbs/search/80_time_left.ipynb #35e78402
+def unpruned_slots(pruner: Mapping[str, Any], n_trials: int) -> int:
+    "Return the number of slots, from slot 0 on, whose trials train all folds. `pruner`: its settings."
+    return n_trials if pruner["type"] == "none" else min(pruner["startup_trials"], n_trials)
+
+# %% ../../nbs/search/80_time_left.ipynb #fbe2c659
 def _rounded(amount: float) -> float:
     "Return the amount with two significant digits."
     return float(f"{amount:.1e}")
@@ -119,7 +125,7 @@ def left_text(left: TimeLeft | None) -> str:
     low, high = _rounded(left.low / unit), _rounded(left.high / unit)
     return f"about {high:g} {name} left" if low == high else f"{low:g} to {high:g} {name} left"
 
-# %% ../../nbs/search/80_time_left.ipynb #e71f6d8d
+# %% ../../nbs/search/80_time_left.ipynb #c1f04111
 @dataclass(frozen=True)
 class Forecast:
     "The estimate after a share of the trials had ended, and the actual seconds of the others."
@@ -136,16 +142,17 @@ def replay(trials: Sequence[Spent], n_folds: int, shares: Sequence[float] = (0.2
         ended, rest = trials[: (n := round(share * len(trials)))], trials[n:]
         startup = sum(trial.startup for trial in rest)
         left = time_left(ended, [], (startup, len(rest) - startup), n_folds)
-        if left is not None and rest:
-            found.append(Forecast(share, left, sum(trial.seconds for trial in rest)))
+        actual = sum(trial.seconds for trial in rest)
+        if left is not None and actual > 0:
+            found.append(Forecast(share, left, actual))
     return found
 
 
 def replay_line(forecasts: Sequence[Forecast]) -> str:
     "Return one line on the error of the estimates; empty without any."
     parts = [
-        f"at {f.share:.0%} of the trials {f.left.middle:,.0f} s ({f.left.low:,.0f} to {f.left.high:,.0f}), actual: {f.actual:,.0f} s"
-        f" ({f.left.middle / f.actual - 1:+.0%})"
+        f"at {f.share:.0%} of the trials {f.left.middle:,.0f} s ({f.left.low:,.0f} to {f.left.high:,.0f}), "
+        f"actual: {f.actual:,.0f} s ({f.left.middle / f.actual - 1:+.0%})"
         for f in forecasts
     ]
     return f"Time left as predicted {'; '.join(parts)}" if parts else ""

@@ -140,6 +140,16 @@ class LedgerReader:
         return done, value
 
     @with_retries
+    def costs(self, first: int) -> list[sa.Row]:
+        "Return the slots from number `first` on, in order: slot, outcome, value, seconds, share, and committed `folds`."
+        here = (FOLDS.c.study == SLOTS.c.study) & (FOLDS.c.slot == SLOTS.c.slot)
+        folds = sa.select(sa.func.count()).select_from(FOLDS).where(here).scalar_subquery().label("folds")
+        columns = [SLOTS.c[name] for name in ("slot", "outcome", "value", "seconds", "share")]
+        query = sa.select(*columns, folds).where((SLOTS.c.study == self.study) & (SLOTS.c.slot >= first))
+        with reading(self.engine) as db:
+            return list(db.execute(query.order_by(SLOTS.c.slot)))
+
+    @with_retries
     def reports(self, slot: int) -> list[ReportRow]:
         "Return the committed reports from within a slot's folds, in order."
         with reading(self.engine) as db:
