@@ -1,7 +1,6 @@
 """A study on a PostgreSQL server that workers share: killed workers, a server that goes away, and what a trial costs."""
 
 import contextlib
-import datetime
 import json
 import os
 import random
@@ -19,6 +18,7 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
+from filled import COMMON, cost_of_a_trial
 from harness import (
     Board,
     Diary,
@@ -30,22 +30,17 @@ from harness import (
     trials_by_slot,
     wait_for,
 )
-from optuna.distributions import distribution_to_json
 from scipy.special import logit
 
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.core.errors import StudyError
 from criteria_hpo.results.stored import stored_study
-from criteria_hpo.search.optuna_access import optuna_tables
 from criteria_hpo.storage import engine
 from criteria_hpo.storage import leases as rules
 from criteria_hpo.storage.database import exclusive, open_storage, stored_tables
 from criteria_hpo.storage.engine import make_engine
 from criteria_hpo.storage.ledger import Ledger
-from criteria_hpo.storage.ledger_tables import FOLDS, SLOTS
-
-COMMON = ["preset=smoke", "model=tiny", "hpo.pruner.startup_trials=5", "hpo.sampler.n_startup_trials=5"]
 
 
 class Server:
@@ -193,82 +188,12 @@ def test_eight_workers_do_not_wait_for_each_other(server, tmp_path, tell, n_tria
     assert efficiency >= at_least
 
 
-def add_at_once(study, url, trials):
-    """What `study.add_trials` writes, by one statement a table: it takes 25 ms of the processor a trial otherwise."""
-    of, at, finite = optuna_tables().tables, datetime.datetime(2026, 1, 1), "FINITE"
-    with make_engine(url).begin() as db:
-        number = db.scalar(sa.select(of["studies"].c.study_id).where(of["studies"].c.study_name == study.study_name))
-        times = {"datetime_start": at, "datetime_complete": at}
-        heads = [{"study_id": number, "number": k, "state": t.state, **times} for k, t in enumerate(trials)]
-        db.execute(of["trials"].insert(), heads)
-        ids = list(db.scalars(sa.select(of["trials"].c.trial_id).where(of["trials"].c.study_id == number).order_by("number")))
-        rows = {name: [] for name in ("trial_params", "trial_values", "trial_user_attributes", "trial_intermediate_values")}
-        for key, t in zip(ids, trials, strict=True):
-            for name, d in t.distributions.items():
-                stored = {"param_value": d.to_internal_repr(t.params[name]), "distribution_json": distribution_to_json(d)}
-                rows["trial_params"].append({"trial_id": key, "param_name": name, **stored})
-            rows["trial_values"].append({"trial_id": key, "objective": 0, "value": t.value, "value_type": finite})
-            for name, value in t.user_attrs.items():
-                rows["trial_user_attributes"].append({"trial_id": key, "key": name, "value_json": json.dumps(value)})
-            for step, value in t.intermediate_values.items():
-                report = {"step": step, "intermediate_value": value, "intermediate_value_type": finite}
-                rows["trial_intermediate_values"].append({"trial_id": key, **report})
-        for name, many in rows.items():
-            db.execute(of[name].insert(), many)
-
-
-def filled_study(url, name, n_trials, seed=0):
-    """A study of finished trials, and the ledger's slots and folds of them, written at once."""
-    from criteria_hpo.search.search_space import parse_space
-
-    study = optuna.create_study(storage=open_storage(url), study_name=name, direction="maximize")
-    space = {d.name: d.distribution for d in parse_space(load_config(COMMON).hpo.search_space) if not d.condition}
-    sampler, rng = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)), random.Random(seed)
-    trials = []
-    for number in range(n_trials):
-        score, folds = rng.random(), range(1, 6)
-        trials.append(
-            optuna.trial.create_trial(
-                params=sampler.ask(space).params,
-                distributions=space,
-                value=score,
-                intermediate_values=dict.fromkeys(folds, score),
-                user_attrs={"slot": number, "fold_scores": [score] * 5},
-            )
-        )
-    add_at_once(study, url, trials)
-    slots = [
-        {"slot": t.number, "trial_id": t._trial_id, "attempts": 1, "pace": 0.1, "outcome": "COMPLETE", "value": t.value}
-        for t in study.get_trials(deepcopy=False)
-    ]
-    details = json.dumps({"metrics": {}, "epochs": 1, "best_epoch": 1, "seconds": 0.0, "physical_batch_size": 16, "seed": 0})
-    folds = [
-        {"slot": slot["slot"], "fold": fold, "score": slot["value"], "details": details, "decision": ""}
-        for slot in slots
-        for fold in range(1, 6)
-    ]
-    with Ledger(url, name).engine.begin() as db:
-        for table, rows in ((SLOTS, slots), (FOLDS, folds)):
-            db.execute(table.insert(), [{"study": name, **row} for row in rows])
-
-
-def cost_of_a_trial(server, name, n_before, n_trials, folder):
-    """CPU milliseconds of this process for one trial without training, after `n_before` others."""
-    filled_study(server.url, name, n_before)
-    words = [*COMMON, server.setting, f"hpo.study_name={name}", f"studies_dir={folder}"]
-    begun = invented_study([*words, f"n_trials={n_before + n_trials}"], 0.0)  # the first reads all trials
-    began = time.process_time()
-    done = invented_study([*words, f"n_trials={n_before + 2 * n_trials}"], 0.0)
-    assert begun == done == n_trials and len(Ledger(server.url, name).slots()) == n_before + 2 * n_trials
-    return 1000 * (time.process_time() - began) / n_trials
-
-
 @pytest.mark.parametrize("n_before", [100, *(pytest.param(n, marks=pytest.mark.slow) for n in (2_000, 10_000))])
 def test_cost_of_a_trial(server, tmp_path, tell, n_before):
     """Optuna's tables and the ledger's hold as many trials as were before."""
-    cost = cost_of_a_trial(server, f"cost{n_before}", n_before, 10, tmp_path)
-    tell("cost", f"{n_before:,} trials before", f"{cost:.0f} CPU ms a trial")
-    assert cost < 5_000
+    cost = cost_of_a_trial(server.url, server.setting, f"cost{n_before}", n_before, tmp_path)
+    tell("cost of a trial", f"PostgreSQL, {n_before:,} trials before", cost.line())
+    assert cost.whole < 5_000
 
 
 @pytest.mark.slow
