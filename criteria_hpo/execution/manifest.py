@@ -100,6 +100,7 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
         "seed": cfg.seed,
         "threads": cfg.threads,
         "physical_batch_size": study.user_attrs.get("physical_batch_size"),
+        "step": study.user_attrs.get("step"),
         "packages": {p: _installed(p) for p in PACKAGES},
         "hardware": hardware(),
         "start": summary["start"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReachableOptions', 'parse_space', 'suggest', 'hparams_of', 'sample', 'default_params', 'fit_setting', 'first_changes',
            'warm_start_settings', 'fixed_params', 'split_by_condition', 'offered_values', 'largest_batch_size',
-           'reachable_options', 'check_augmentation']
+           'middle_setting', 'reachable_options', 'check_augmentation']
 
 # %% ../../nbs/search/20_search_space.ipynb #219ca28d
 from collections.abc import Sequence
@@ -149,6 +149,12 @@ def largest_batch_size(space: tuple[Dimension, ...], defaults: HParams) -> int:
     "Return the largest effective batch size that a trial can have."
     offered = [max(offered_values(d.distribution)) for d in space if d.name == "batch_size"]
     return max(offered, default=defaults.batch_size)
+
+# %% ../../nbs/search/20_search_space.ipynb #5d0c0012
+def middle_setting(space: tuple[Dimension, ...], defaults: HParams) -> HParams:
+    "Return the defaults with the middle of its interval for each searched dropout."
+    dropouts = [d for d in space if d.name.endswith("_dropout") and isinstance(d.distribution, FloatDistribution)]
+    return defaults.model_copy(update={d.name: sum(bounds(d.distribution)) / 2 for d in dropouts})
 
 # %% ../../nbs/search/20_search_space.ipynb #a7273033
 ReachableOptions = dict[str, dict[str, tuple[Any, ...]]]  # option -> setting -> values

@@ -25,6 +25,8 @@ from ..data.tokens import TokenisedPairs
 from ..model.classifier import BERTClassifier
 from ..model.device import autocast_for
 from ..model.memory import is_out_of_memory
+from ..speed.dropout_masks import word_masks
+from ..speed.seconds_by_part import part
 from .metrics import METRICS
 from .optim import Step, accumulation_step
 
@@ -39,6 +41,7 @@ class TrainingSetup:
     """The record that all folds of all trials share; `metric` is a key of `METRICS`, batch sizes are physical batch sizes.
 
     `variants`: reworded training posts by `aug_method`. Scored rows are read from `tokens`, which hold no reworded posts.
+    `folds_at_once`: folds of a trial that train side by side, in forked processes. `word_masks`: see `speed/30_dropout_masks`.
     """
 
     classifier: BERTClassifier
@@ -50,6 +53,8 @@ class TrainingSetup:
     eval_batch_size: int
     device: torch.device
     variants: Mapping[str, VariantTokens] = field(default_factory=dict)
+    folds_at_once: int = 1
+    word_masks: bool = False
 
 # %% ../../nbs/training/50_epoch.ipynb #56e29dd9
 class Unfinished(Exception):
@@ -94,7 +99,8 @@ def _score_rows(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, flo
 def predict(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
     "Probabilities of `rows`, shape (len(rows),), in their order, and the mean loss. Raises `ScoringOutOfMemory`, `Diverged`."
     try:
-        probs, total = _score_rows(setup, rows)
+        with part("scoring"):
+            probs, total = _score_rows(setup, rows)
     except RuntimeError as err:
         if not is_out_of_memory(err):
             raise
@@ -164,10 +170,12 @@ def train_epoch(
     "Train on the remaining batches (arrays of rows) of an epoch; the mean loss per sample of the whole epoch. Raises `Diverged`."
     classifier, autocast = setup.classifier.train(), autocast_for(setup.device, setup.training.precision)
     for rows in batches[state.done :]:
-        parts = [collate(setup.tokens, part, setup.device) for part in micro_batches(rows, setup.physical_batch_size)]
-        step = accumulation_step(
-            classifier, parts, state.optimizer, state.schedule, state.scaler, setup.training.max_grad_norm, autocast
-        )
+        with part("batches"):
+            parts = [collate(setup.tokens, some, setup.device) for some in micro_batches(rows, setup.physical_batch_size)]
+        with word_masks(setup.word_masks):
+            step = accumulation_step(
+                classifier, parts, state.optimizer, state.schedule, state.scaler, setup.training.max_grad_norm, autocast
+            )
         state.done += 1
         if step.finite:
             state.total, state.seen = state.total + step.loss * len(rows), state.seen + len(rows)
@@ -191,7 +199,8 @@ class EarlyStopping:
     def update(self, watched: float, epoch: int, classifier: BERTClassifier) -> bool:
         "Record `watched` (larger is better); returns False after `patience` epochs in a row without improvement."
         if watched > self.best:
-            self.best, self.best_epoch, self.weights = watched, epoch, classifier.snapshot()
+            with part("best weights"):
+                self.best, self.best_epoch, self.weights = watched, epoch, classifier.snapshot()
         return epoch - self.best_epoch < self.patience
 
     def restore_best(self, classifier: BERTClassifier) -> None:

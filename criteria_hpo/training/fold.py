@@ -23,6 +23,7 @@ from ..data.folds import Fold
 from ..model.device import make_scaler
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation
+from ..speed.seconds_by_part import part
 from .checkpoint import FoldFile, State, random_state, set_random_state
 from criteria_hpo.training.epoch import (
     EarlyStopping,
@@ -217,7 +218,8 @@ def train_and_score_fold(
 ) -> FoldResult:
     "Train and score a fold at the setup's sizes, resumed from `file` if possible. Raises `Unfinished` or an out-of-memory error."
     stopping = EarlyStopping(setup.training.early_stopping_patience)
-    run = FoldRun(setup, hparams, fold, seed, start_training(setup, hparams, fold, seed), stopping)
+    with part("start"):
+        run = FoldRun(setup, hparams, fold, seed, start_training(setup, hparams, fold, seed), stopping)
     if file is not None:
         sizes, vocabulary = (setup.physical_batch_size, setup.eval_batch_size), setup.classifier.vocabulary
         file = file.of(seed=seed, hparams=hparams.model_dump(), sizes=sizes, device=setup.device.type, vocabulary=vocabulary)

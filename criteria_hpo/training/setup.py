@@ -30,6 +30,7 @@ from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
 )
+from ..speed.forked import processes_at_once
 from .epoch import TrainingSetup
 from .memory_probe import physical_batch_sizes
 
@@ -118,7 +119,9 @@ def make_setup(
     probed = cfg.model_copy(update={"training": training})
     physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device)
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
-    return TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, physical, evaluation, device, variants)
+    at_once = processes_at_once(cfg.folds_at_once, device, cfg.threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
+    sizes = physical, evaluation
+    return TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
 
 # %% ../../nbs/training/80_setup.ipynb #98d6d2e0
 def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
