@@ -21,13 +21,16 @@ from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 NOT_IDENTITY = {
     "hpo": ("storage", "study_name", "allow_changed"),
     "data": ("path", "annotations_path", "criteria_path"),
-    "training": ("checkpoint", "compact_vocabulary"),
+    "training": ("checkpoint", "compact_vocabulary", "word_masks"),
+    "model": ("attention",),
 }
 
 
 def identity_settings(cfg: Config) -> dict[str, Any]:
     "The settings that affect a study's results, as plain JSON values."
-    whole = cfg.model_dump(mode="json", exclude={"command", "experiment_name", "n_trials", "workers", "studies_dir", "debug"})
+    whole = cfg.model_dump(
+        mode="json", exclude={"command", "experiment_name", "n_trials", "workers", "studies_dir", "debug", "folds_at_once"}
+    )
     for section, names in NOT_IDENTITY.items():
         for name in names:
             whole[section].pop(name)

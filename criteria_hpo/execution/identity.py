@@ -52,7 +52,7 @@ KEPT = ("threads",)  # a study keeps its own value; see `keep_threads`
 
 
 def effective_settings(identity: dict[str, Any]) -> dict[str, Any]:
-    "Return an identity without settings that have no effect (of an augmentation that is off) and without those that a study keeps."
+    "Return an identity without the settings of an augmentation that is off, which have no effect, and those that a study keeps."
     off = not identity.get("augmentation", {}).get("enable", True)
     compared = {name: value for name, value in identity.items() if name not in KEPT}
     return compared | {"augmentation": {"enable": False}} if off else compared
@@ -179,7 +179,7 @@ def keep_threads(cfg: Config, study: optuna.Study) -> Config:
 
 
 def resolve_n_trials(cfg: Config, study: optuna.Study, ledger: Ledger, keep_stored: bool) -> Config:
-    "Return the configuration with the study's threads and its number of trials, at least the finished ones, a stored one by `keep_stored`."
+    "Return `cfg` with the study's threads and number of trials, at least the finished ones. `keep_stored`: keep a stored number."
     name = ledger.study
     with exclusive(ledger.engine, name):
         stored, finished = study.user_attrs.get("n_trials"), ledger.finished()[0]

@@ -58,8 +58,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def _child(call: Callable[[Callable[[float], None]], Any], share: Any, sink: Any) -> None:
     "Run the call in this forked process; send its value or its exception, and its log."
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
     torch.set_num_threads(1)
     kept = _KeptRecords()
     logger.handlers, logger.propagate = [kept], False

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CYCLES', 'POWER', 'DECAYS', 'parameter_groups', 'make_optimizer', 'warmup_steps', 'make_schedule', 'Step',
-           'accumulation_step']
+           'clip_gradients', 'accumulation_step']
 
 # %% ../../nbs/training/10_optim.ipynb #42cf86b3
 import math
@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..model.vocabulary import follow_decay
+from ..speed.seconds_by_part import part
 
 # %% ../../nbs/training/10_optim.ipynb #6fab1bc6
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -76,6 +77,15 @@ class Step(NamedTuple):
         "Whether loss and gradient are finite, so that the weights were updated."
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
+# %% ../../nbs/training/10_optim.ipynb #b4c8116d
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    "Scale the gradients down to the norm `max_norm` if theirs is larger; returns the norm before."
+    params = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    if float(max_norm / (norm + 1e-6)) < 1:  # the library's factor, in its precision
+        nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+    return float(norm)
+
 # %% ../../nbs/training/10_optim.ipynb #f67cefd1
 def accumulation_step(
     model: nn.Module,
@@ -91,21 +101,23 @@ def accumulation_step(
     `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the norm
     `max_grad_norm` and cleared on return.
     """
-    samples = sum(len(part["labels"]) for part in parts)
+    samples = sum(len(batch["labels"]) for batch in parts)
     total: Tensor | float = 0.0
     loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
-    for part in parts:
-        inputs = {k: v for k, v in part.items() if k != "labels"}
-        with autocast:
-            loss = loss_of(model(**inputs), part["labels"], "sum") / samples
-        scaler.scale(loss).backward()
+    for batch in parts:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        with part("forward"), autocast:
+            loss = loss_of(model(**inputs), batch["labels"], "sum") / samples
+        with part("backward"):
+            scaler.scale(loss).backward()
         total += loss.detach().double()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    step = Step(float(total), float(norm))
-    if step.finite:
-        scaler.step(optimizer)
-        schedule.step()
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    with part("clipping"):
+        scaler.unscale_(optimizer)
+        step = Step(float(total), clip_gradients(model, max_grad_norm))
+    with part("optimiser"):
+        if step.finite:
+            scaler.step(optimizer)
+            schedule.step()
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
     return step
