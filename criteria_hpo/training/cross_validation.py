@@ -120,7 +120,9 @@ def choose_attention(setup: TrainingSetup, wanted: str, hparams: HParams) -> str
     question = question_of(model, **batch, **rates, word_masks=setup.word_masks, precision=setup.training.precision)
     clock = time.process_time if threads == 1 else time.perf_counter
     calls = {name: _steps_with(setup, hparams, name) for name in allowed}
-    return remembered(question, cache_dir() / "attention", allowed, partial(fastest, calls, clock=clock))
+    choice = remembered(question, cache_dir() / "attention", allowed, partial(fastest, calls, clock=clock))
+    set_attention(model, allowed[0])
+    return choice
 
 
 def with_step(setup: TrainingSetup, attention: str | None, word_masks: bool) -> TrainingSetup:
