@@ -9,7 +9,7 @@ __all__ = ['MEASURED_STEPS', 'Train', 'POLL_SECONDS', 'with_sizes', 'DoesNotFit'
 # %% ../../nbs/training/60_cross_validation.ipynb #738da5fe
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -136,7 +136,9 @@ Train = Callable[[TrainingSetup, Fold, Observer], FoldResult]
 POLL_SECONDS = 0.5
 
 
-def _one_by_one(setup: TrainingSetup, folds: Sequence[Fold], train: Train, observer: Observer) -> Iterator[FoldResult]:
+def _one_by_one(
+    setup: TrainingSetup, folds: Sequence[Fold], train: Train, observer: Observer
+) -> Generator[FoldResult, None, None]:
     "Train the folds in this process, each when it is asked for."
     for fold in folds:
         result = train(setup, fold, observer)
@@ -171,7 +173,9 @@ def _result_of(call: Forked, setup: TrainingSetup, fold: Fold, train: Train, obs
     return result
 
 
-def _side_by_side(setup: TrainingSetup, folds: Sequence[Fold], train: Train, observer: Observer) -> Iterator[FoldResult]:
+def _side_by_side(
+    setup: TrainingSetup, folds: Sequence[Fold], train: Train, observer: Observer
+) -> Generator[FoldResult, None, None]:
     "Train up to `folds_at_once` folds at a time in forked processes; the results come in order."
     waiting, running = deque(folds), deque[tuple[Fold, Forked]]()
     try:
