@@ -61,7 +61,7 @@ def storage_calls() -> list[str]:
 parsed_distribution = functools.cache(json_to_distribution)
 
 
-def _rows_of(db: sa.Connection, name: str, ids: sa.ColumnElement[bool]) -> dict[int, list[sa.Row]]:
+def _rows_of(db: sa.Connection, name: str, ids: list[int] | sa.Select) -> dict[int, list[sa.Row]]:
     "Return the rows of one of Optuna's tables by trial, in the order in which they were written."
     table, found = optuna_tables().tables[name], defaultdict(list)
     key = next(iter(table.primary_key))
@@ -183,7 +183,11 @@ class TrialColumns:
             column.append(trial.distributions[name].to_internal_repr(trial.params[name]) if name in names else np.nan)
         complete = trial.state == TrialState.COMPLETE
         step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
-        for name, number in zip(self.heads, (trial.number, complete, step, trial.value if complete else value), strict=True):
+        for name, number in zip(
+            self.heads,
+            (trial.number, complete, step, trial.value if complete and trial.value is not None else value),
+            strict=True,
+        ):
             self.heads[name].append(number)
 
     def split(self, n_below: int, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
