@@ -183,11 +183,8 @@ class TrialColumns:
             column.append(trial.distributions[name].to_internal_repr(trial.params[name]) if name in names else np.nan)
         complete = trial.state == TrialState.COMPLETE
         step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
-        for name, number in zip(
-            self.heads,
-            (trial.number, complete, step, trial.value if complete and trial.value is not None else value),
-            strict=True,
-        ):
+        ended = trial.value if complete and trial.value is not None else value
+        for name, number in zip(self.heads, (trial.number, complete, step, ended), strict=True):
             self.heads[name].append(number)
 
     def split(self, n_below: int, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
