@@ -29,8 +29,8 @@ def block_diagonal(
     mask = layout.sequences[:, None] == layout.sequences
     if window is not None:
         mask &= (layout.positions[:, None] - layout.positions).abs() <= window
-    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask, dropout_p=dropout, scale=scale)[0].transpose(0, 1)
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)[0].transpose(0, 1)
 
 # %% ../../nbs/packing/20_attention.ipynb #b2f989df
 def jagged(
@@ -40,11 +40,11 @@ def jagged(
     if window is not None:
         raise ValueError("nested tensors have no attention within a window")
     offsets = layout.cu_seqlens.long()
-    nested = (
+    q, k, v = (
         torch.nested.nested_tensor_from_jagged(x.contiguous(), offsets, min_seqlen=1, max_seqlen=layout.longest).transpose(1, 2)
         for x in (query, key, value)
     )
-    return F.scaled_dot_product_attention(*nested, dropout_p=dropout, scale=scale).transpose(1, 2).values()
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale).transpose(1, 2).values()
 
 # %% ../../nbs/packing/20_attention.ipynb #7383c98e
 def varlen(
@@ -119,8 +119,8 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    tokens_first = (x[0].transpose(0, 1) for x in (query, key, value))
-    return kernel(*tokens_first, layout, dropout, scaling, window)[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return kernel(q, k, v, layout, dropout, scaling, window)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -10,7 +10,7 @@ import importlib.util
 import math
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class FusedAttention:
     """
 
     def __init__(self, model: PreTrainedModel):
-        self.encoder: Any = model.base_model.encoder
+        self.encoder = cast(Any, model.base_model.encoder)
         self.layout: Layout | None = None
         self.known: dict[tuple[int, torch.device], Tensor] = {}
         self.get_rel_pos = self.encoder.get_rel_pos
@@ -93,9 +93,7 @@ def _fused_forward(
     "The forward pass of a `DisentangledSelfAttention`: output (rows, length, hidden), or (1, t, hidden) of a packed row."
     states, layout = hidden_states if query_states is None else query_states, fused.layout
     projected = module.query_proj(states), module.key_proj(hidden_states), module.value_proj(hidden_states)
-    if layout is not None:
-        projected = tuple(unpack(x[0], layout) for x in projected)
-    query, key, value = (_heads(module, x) for x in projected)
+    query, key, value = (_heads(module, x if layout is None else unpack(x[0], layout)) for x in projected)
     scale = 1 / math.sqrt(query.shape[-1] * (1 + sum(term in module.pos_att_type for term in ("c2p", "p2c"))))
     bias = torch.zeros_like(attention_mask, dtype=query.dtype)
     if module.relative_attention:

@@ -20,6 +20,7 @@ from ..model.classifier import BERTClassifier
 from ..model.device import DTYPES, autocast_for, resolve_precision
 from ..model.dropout import read_dropout, set_dropout
 from ..model.families import position_limit
+from ..model.vocabulary import CompactEmbedding
 from .attention import choose_kernel, dropped_share
 from .encoder import PackedClassifier, cannot_pack
 from .layout import pack_rows, repack
@@ -31,8 +32,9 @@ def sample_tokens(classifier: BERTClassifier, longest: int = 48) -> TokenisedPai
     longest = min(longest, position_limit(model) or longest)
     lengths = np.array([longest, 1, longest // 2, 2, longest // 3, 5, longest - 1, longest // 4]).clip(1)
     pad = model.config.pad_token_id or 0
-    ids = rng.integers(min(5, model.config.vocab_size - 1), model.config.vocab_size, lengths.sum()).astype(np.int32)
-    ids[ids == pad] = pad + 1 if pad + 1 < model.config.vocab_size else pad - 1
+    embedding = model.get_input_embeddings()
+    known = embedding.kept.numpy() if isinstance(embedding, CompactEmbedding) else np.arange(model.config.vocab_size)
+    ids = rng.choice(known[known != pad], lengths.sum()).astype(np.int32)
     types = np.concatenate([np.arange(n) >= n // 2 for n in lengths]).astype(np.int8)
     labels = (np.arange(8) % 2).astype(np.float32)
     return TokenisedPairs(ids, types, np.append(0, lengths.cumsum()), labels, pad, np.zeros(8, np.int32))
@@ -83,7 +85,7 @@ def compare(classifier: BERTClassifier, device: torch.device, precision: str) ->
     for one, other in zip(found[2], expected[2], strict=True):
         if not torch.equal(one.flatten(), repack(other.expand(8, -1), layout)):
             return "packed positions differ from those that the model counts"
-    for name, one, other in zip(("logits", "gradients"), found, expected):
+    for name, one, other in (("logits", found[0], expected[0]), ("gradients", found[1], expected[1])):
         if not (off := float((one - other).norm() / other.norm().clamp_min(1e-12))) <= limit:
             return f"packed {name} differ by {off:.1e} of their norm, more than {limit:g}"
     return None

@@ -46,7 +46,8 @@ def make_layout(lengths: np.ndarray, device: str | torch.device = "cpu") -> Layo
     sequences = np.repeat(np.arange(len(lengths)), lengths)
     positions = np.arange(cu_seqlens[-1]) - cu_seqlens[sequences]
     parts = cu_seqlens.astype(np.int32), positions, sequences
-    return Layout(*(torch.from_numpy(part).to(device, non_blocking=True) for part in parts), int(lengths.max()))
+    on_device = [torch.from_numpy(part).to(device, non_blocking=True) for part in parts]
+    return Layout(on_device[0], on_device[1], on_device[2], int(lengths.max()))
 
 # %% ../../nbs/packing/10_layout.ipynb #ad40a1d7
 def unpack(values: Tensor, layout: Layout) -> Tensor:

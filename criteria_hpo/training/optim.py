@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CYCLES', 'POWER', 'DECAYS', 'parameter_groups', 'make_optimizer', 'warmup_steps', 'make_schedule', 'Step',
-           'accumulation_step']
+           'accumulate', 'accumulation_step']
 
 # %% ../../nbs/training/10_optim.ipynb #42cf86b3
 import math
@@ -76,6 +76,25 @@ class Step(NamedTuple):
         "Whether loss and gradient are finite, so that the weights were updated."
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
+# %% ../../nbs/training/10_optim.ipynb #3da040e1
+def accumulate(
+    model: nn.Module, parts: Sequence[dict[str, Tensor]], scaler: torch.amp.GradScaler, autocast: AbstractContextManager
+) -> Tensor:
+    """Add the gradient of the mean loss over all samples of the micro-batches; returns this loss, float64, on the device.
+
+    `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss.
+    """
+    samples = sum(len(part["labels"]) for part in parts)
+    total = torch.zeros((), dtype=torch.float64, device=parts[0]["labels"].device)
+    loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
+    for part in parts:
+        inputs = {k: v for k, v in part.items() if k != "labels"}
+        with autocast:
+            loss = loss_of(model(**inputs), part["labels"], "sum") / samples
+        scaler.scale(loss).backward()
+        total += loss.detach().double()
+    return total
+
 # %% ../../nbs/training/10_optim.ipynb #f67cefd1
 def accumulation_step(
     model: nn.Module,
@@ -88,18 +107,9 @@ def accumulation_step(
 ) -> Step:
     """One optimiser step over micro-batches (dicts with `labels`), each weighted by its samples; skipped if not finite.
 
-    `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the norm
-    `max_grad_norm` and cleared on return.
+    See `accumulate`. Gradients are clipped to the norm `max_grad_norm` and cleared on return.
     """
-    samples = sum(len(part["labels"]) for part in parts)
-    total: Tensor | float = 0.0
-    loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
-    for part in parts:
-        inputs = {k: v for k, v in part.items() if k != "labels"}
-        with autocast:
-            loss = loss_of(model(**inputs), part["labels"], "sum") / samples
-        scaler.scale(loss).backward()
-        total += loss.detach().double()
+    total = accumulate(model, parts, scaler, autocast)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     step = Step(float(total), float(norm))
