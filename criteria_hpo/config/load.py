@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .overrides import compose_overrides
-from .schema import Config
+from .schema import Config, GpuConfig
 from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 
 # %% ../../nbs/config/40_load.ipynb #3c052d7b
@@ -34,6 +34,8 @@ def identity_settings(cfg: Config) -> dict[str, Any]:
     for section, names in NOT_IDENTITY.items():
         for name in names:
             whole[section].pop(name)
+    if cfg.training.gpu.model_copy(update={"resident": True}) == GpuConfig():
+        whole["training"].pop("gpu")
     return whole
 
 # %% ../../nbs/config/40_load.ipynb #d530c74f

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 'StudyName', 'Storage', 'Searched', 'ColumnNames',
-           'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'TrainingConfig',
-           'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password', 'SamplerConfig',
-           'HpoConfig', 'rule_problem', 'pruner_problem', 'Config']
+           'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
+           'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
+           'SamplerConfig', 'HpoConfig', 'rule_problem', 'pruner_problem', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -105,6 +105,21 @@ class CheckpointConfig(Frozen):
     after_minutes: Annotated[float, Field(ge=0)] | None = None
     every_minutes: Annotated[float, Field(gt=0)] = 10.0
 
+# %% ../../nbs/config/30_schema.ipynb #5e939f07
+class GpuConfig(Frozen):
+    """What makes a step faster on a GPU; without effect on a CPU.
+
+    `batching`: what limits a micro-batch, its rows, or its tokens with padding (as many as the physical batch size has at
+    `model.max_length`). `packing`: train without padding where the parity gate allows it. `resident`: keep the tokens on the
+    card. `deferred`: read the loss once an epoch, not at each step. `compile`: torch.compile, which excludes `packing`.
+    """
+
+    batching: Literal["rows", "tokens"] = "rows"
+    packing: bool = False
+    resident: bool = True
+    deferred: bool = False
+    compile: bool = False
+
 # %% ../../nbs/config/30_schema.ipynb #996cfed5
 class TrainingConfig(Frozen):
     """Settings shared by all trials. `physical_batch_size: null` is probed on a GPU, and is the largest choice on a CPU.
@@ -129,6 +144,7 @@ class TrainingConfig(Frozen):
     physical_batch_size: Annotated[int, Field(ge=1)] | None = None
     compact_vocabulary: bool = True
     checkpoint: CheckpointConfig = CheckpointConfig()
+    gpu: GpuConfig = GpuConfig()
 
     def for_setting(self, hparams: HParams) -> "TrainingConfig":
         "The settings with the options that `hparams` defines; the other options keep their shared values."

@@ -10,6 +10,7 @@ __all__ = ['T', 'DEFAULT_OBSERVER', 'FoldResult', 'Observer', 'Stopwatch', 'star
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -20,9 +21,11 @@ import torch
 from ..augmentation.draw_variants import training_source
 from ..config.hparams import HParams
 from ..data.folds import Fold
+from ..gpu.deferred import DeferredSteps
 from ..model.device import make_scaler
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation
+from ..packing.encoder import PackedClassifier
 from ..speed.seconds_by_part import part
 from .checkpoint import FoldFile, State, random_state, set_random_state
 from criteria_hpo.training.epoch import (
@@ -119,7 +122,11 @@ def start_training(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int
     optimizer = make_optimizer(classifier, hparams.learning_rate, hparams.weight_decay)
     steps = options.num_epochs * math.ceil(len(fold.train) / hparams.batch_size)
     schedule = make_schedule(options.scheduler, optimizer, steps, hparams.warmup_ratio)
-    return TrainingState(optimizer, schedule, make_scaler(setup.device, options.precision))
+    scaler = make_scaler(setup.device, options.precision)
+    defer = setup.deferred and not scaler.is_enabled()  # fp16 looks for overflows at each step
+    return TrainingState(
+        optimizer, schedule, scaler, deferred=DeferredSteps(optimizer, schedule, steps, setup.device) if defer else None
+    )
 
 # %% ../../nbs/training/55_fold.ipynb #9528866a
 @dataclass
@@ -168,20 +175,27 @@ def train_fold(run: FoldRun, observer: Observer, file: FoldFile | None) -> None:
     "Train the remaining epochs, until early stopping or the last epoch; write the state to `file` when due."
     setup, hparams, fold, epochs = run.setup, run.hparams, run.fold, run.setup.training.num_epochs
     source, watched = training_source(setup.tokens, setup.variants, hparams), watched_rows(setup, fold)
-    learning, so_far = replace(setup, tokens=source.tokens), ScoreSoFar(setup, fold, run.stopping)
+    packer = (
+        PackedClassifier(setup.classifier) if setup.gate is not None and setup.gate.allows(hparams.attention_dropout) else None
+    )
+    learning, so_far = replace(setup, tokens=source.tokens, packer=packer), ScoreSoFar(setup, fold, run.stopping)
 
     def after_step(finished: int, share: float) -> None:
         observer.step(fold.number, (finished + share) / epochs)
         if file is not None and file.due(run.seconds):
             file.save(run.state_dict(), run.seconds)
 
-    for epoch in range(len(run.losses) + 1, epochs + 1):
-        batches = epoch_batches(source, fold.train, hparams.batch_size, run.seed, epoch)
-        run.losses.append(train_epoch(learning, batches, run.state, partial(after_step, epoch - 1)))
-        if not run.stopping.update(run.evaluating(watch, setup, watched), epoch, setup.classifier):
-            break
-        if epoch < epochs and not observer.epoch(fold.number, epoch, partial(run.evaluating, so_far)):
-            raise Stopped(f"stopped after epoch {epoch}")
+    try:
+        for epoch in range(len(run.losses) + 1, epochs + 1):
+            batches = epoch_batches(source, fold.train, hparams.batch_size, run.seed, epoch)
+            run.losses.append(train_epoch(learning, batches, run.state, partial(after_step, epoch - 1)))
+            if not run.stopping.update(run.evaluating(watch, setup, watched), epoch, setup.classifier):
+                break
+            if epoch < epochs and not observer.epoch(fold.number, epoch, partial(run.evaluating, so_far)):
+                raise Stopped(f"stopped after epoch {epoch}")
+    finally:
+        if packer is not None:
+            packer.close()
 
 # %% ../../nbs/training/55_fold.ipynb #47d4041c
 def score_fold(run: FoldRun) -> FoldResult:
@@ -226,8 +240,9 @@ def train_and_score_fold(
         if (state := file.load()) is not None:
             run.load_state_dict(state)
     try:
-        train_fold(run, observer, file)
-        return score_fold(run)
+        with nullcontext() if setup.compiles is None else setup.compiles.one():
+            train_fold(run, observer, file)
+            return score_fold(run)
     except Unfinished as end:
         end.epochs, end.seconds, end.evaluating = len(run.losses), run.seconds, run.evaluating.seconds
         raise

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CYCLES', 'POWER', 'DECAYS', 'parameter_groups', 'make_optimizer', 'warmup_steps', 'make_schedule', 'Step',
-           'clip_gradients', 'accumulation_step']
+           'clip_gradients', 'accumulate', 'accumulation_step']
 
 # %% ../../nbs/training/10_optim.ipynb #42cf86b3
 import math
@@ -86,6 +86,26 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
         nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return float(norm)
 
+# %% ../../nbs/training/10_optim.ipynb #3da040e1
+def accumulate(
+    model: nn.Module, parts: Sequence[dict[str, Tensor]], scaler: torch.amp.GradScaler, autocast: AbstractContextManager
+) -> Tensor:
+    """Add the gradient of the mean loss over all samples of the micro-batches; returns this loss, float64, on the device.
+
+    `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss.
+    """
+    samples = sum(len(batch["labels"]) for batch in parts)
+    total = torch.zeros((), dtype=torch.float64, device=parts[0]["labels"].device)
+    loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
+    for batch in parts:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        with part("forward"), autocast:
+            loss = loss_of(model(**inputs), batch["labels"], "sum") / samples
+        with part("backward"):
+            scaler.scale(loss).backward()
+        total += loss.detach().double()
+    return total
+
 # %% ../../nbs/training/10_optim.ipynb #f67cefd1
 def accumulation_step(
     model: nn.Module,
@@ -98,19 +118,9 @@ def accumulation_step(
 ) -> Step:
     """One optimiser step over micro-batches (dicts with `labels`), each weighted by its samples; skipped if not finite.
 
-    `model(**inputs)` returns logits and `model.loss(logits, labels, "sum")` their loss. Gradients are clipped to the norm
-    `max_grad_norm` and cleared on return.
+    See `accumulate`. Gradients are clipped to the norm `max_grad_norm` and cleared on return.
     """
-    samples = sum(len(batch["labels"]) for batch in parts)
-    total: Tensor | float = 0.0
-    loss_of = cast(Callable[[Tensor, Tensor, str], Tensor], model.loss)  # PyTorch declares attributes as tensors or modules
-    for batch in parts:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        with part("forward"), autocast:
-            loss = loss_of(model(**inputs), batch["labels"], "sum") / samples
-        with part("backward"):
-            scaler.scale(loss).backward()
-        total += loss.detach().double()
+    total = accumulate(model, parts, scaler, autocast)
     with part("clipping"):
         scaler.unscale_(optimizer)
         step = Step(float(total), clip_gradients(model, max_grad_norm))

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Options', 'check_options', 'heaviest_options', 'seed_everything', 'prepare_classifier', 'used_ids',
-           'compact_vocabulary', 'make_setup', 'refit_setup', 'Data', 'load_data']
+           'compact_vocabulary', 'gpu_fields', 'make_setup', 'refit_setup', 'Data', 'load_data']
 
 # %% ../../nbs/training/80_setup.ipynb #ed1540c6
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,8 @@ from ..core.stopping import StopRequest
 from ..data.folds import Fold, refit_fold
 from ..data.study_data import Data, load_data
 from ..data.tokens import tokenise
+from ..gpu.compiling import CompileCount, compile_forward, use_tensor_rates
+from ..gpu.resident import ResidentCache
 from ..model.classifier import BERTClassifier, load_classifier
 from ..model.device import pick_device, set_numerics
 from ..model.encoders import load_tokenizer
@@ -30,6 +33,7 @@ from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
 )
+from ..packing.gate import Gate
 from ..speed.forked import processes_at_once
 from .epoch import TrainingSetup
 from .memory_probe import physical_batch_sizes
@@ -91,6 +95,23 @@ def compact_vocabulary(classifier: BERTClassifier, ids: np.ndarray) -> None:
     after = sum(p.numel() for p in classifier.parameters())
     logger.info("Embeddings of %d tokens are trained: %d of %d parameters", len(ids), after, before)
 
+# %% ../../nbs/training/80_setup.ipynb #a8e65880
+def gpu_fields(cfg: Config, classifier: BERTClassifier, device: torch.device) -> dict[str, Any]:
+    "The fields of a `TrainingSetup` that `training.gpu` sets on a GPU; none on a CPU."
+    gpu, training = cfg.training.gpu, cfg.training
+    if device.type != "cuda":
+        return {}
+    if gpu.compile:
+        use_tensor_rates(classifier.model)
+        compile_forward(classifier.model)
+    return {
+        "row_tokens": cfg.model.max_length if gpu.batching == "tokens" else None,
+        "resident": ResidentCache(device) if gpu.resident else None,
+        "deferred": gpu.deferred,
+        "compiles": CompileCount() if gpu.compile else None,
+        "gate": Gate(classifier, device, training.precision, training.deterministic) if gpu.packing and not gpu.compile else None,
+    }
+
 # %% ../../nbs/training/80_setup.ipynb #3dadcb85
 def make_setup(
     cfg: Config,
@@ -121,7 +142,8 @@ def make_setup(
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
     at_once = processes_at_once(cfg.folds_at_once, device, cfg.threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
     sizes = physical, evaluation
-    return TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
+    made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
+    return replace(made, **gpu_fields(cfg, classifier, device))
 
 # %% ../../nbs/training/80_setup.ipynb #98d6d2e0
 def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
