@@ -17,6 +17,7 @@ from unittest import mock
 from .meter import Meter
 from .work import Order, folds_crc
 from ..config.load import load_config
+from ..config.schema import Config
 from ..core.errors import ConfigError
 from ..data.study_data import load_data
 from ..execution.study import run_hpo
@@ -43,7 +44,7 @@ def run(order: Order, meter: Meter) -> dict[str, Any]:
     "Search the settings of the order as a study: the scores by setting and fold, and the checksum of the folds."
     logging.getLogger("criteria_hpo").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, switched_off(order.without):
-        cfg = load_config([*order.overrides, *order_settings(order), f"studies_dir={folder}"])
+        cfg = load_config([*order_settings(order), f"studies_dir={folder}"])
         data = load_data(cfg)
         done = run_hpo(cfg, data)
         folds = done.ledger.folds_by_slot()
@@ -52,14 +53,16 @@ def run(order: Order, meter: Meter) -> dict[str, Any]:
 
 
 def order_settings(order: Order) -> list[str]:
-    "The overrides that repeat what the order says."
-    return [f"seed={order.seed}", f"threads={order.threads}", f"training.num_epochs={order.epochs}"]
+    "The overrides of the order, and of what it says elsewhere."
+    ours = [f"seed={order.seed}", f"threads={order.threads}", f"training.num_epochs={order.epochs}"]
+    metered = ["folds_at_once=1"] if "folds_at_once" in Config.model_fields else []
+    return [*metered, *order.overrides, *ours]
 
 # %% ../../nbs/benchmark/40_ours.ipynb #5cc1e6aa
 def profile_fold(order: Order, meter: Meter) -> dict[str, Any]:
     "The seconds of the order's second fold by part: forward, backward, optimiser and rest."
     with switched_off(order.without):
-        cfg = load_config([*order.overrides, *order_settings(order)])
+        cfg = load_config(order_settings(order))
         hparams = order.hparams[0]
         setup = make_setup(cfg, load_data(cfg), hparams.batch_size)
         run_single_fold(setup, hparams, setup.folds[0], 1)
