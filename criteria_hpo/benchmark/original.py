@@ -26,7 +26,9 @@ PADDED = 512
 
 def padded_pairs(order: Order) -> TensorDataset:
     "All pairs of the order, read and tokenised, padded to `PADDED` tokens: ids, mask and label."
-    pairs, tokenizer = read_pairs(order.folder), AutoTokenizer.from_pretrained(f"{order.folder}/encoder", model_max_length=PADDED)
+    pairs, tokenizer = read_pairs(order.folder), AutoTokenizer.from_pretrained(
+        f"{order.folder}/encoder", model_max_length=PADDED, trust_remote_code=False
+    )
     options = {"truncation": "only_first", "max_length": order.max_length}
     found = tokenizer(pairs.post.tolist(), pairs.criterion.tolist(), **options)
     padded = tokenizer.pad(found, padding="max_length", max_length=PADDED, return_tensors="pt")

@@ -73,7 +73,9 @@ def needed_flops(order: Order, meter: Meter) -> float:
     "The operations that the order's encoder needed for the tokens that it was trained on; 0 without an encoder of its own."
     from transformers import AutoConfig
 
-    return training_flops(AutoConfig.from_pretrained(f"{order.folder}/encoder"), meter.tokens) if order.folder else 0.0
+    if not order.folder:
+        return 0.0
+    return training_flops(AutoConfig.from_pretrained(f"{order.folder}/encoder", trust_remote_code=False), meter.tokens)
 
 # %% ../../nbs/benchmark/70_runs.ipynb #d4094734
 def child_environment(device: str, threads: int, code: Path | None = None) -> dict[str, str]:

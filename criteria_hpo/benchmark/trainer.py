@@ -49,16 +49,17 @@ def read_model(order: Order, hparams: HParams, seed: int) -> PreTrainedModel:
     set_seed(seed)
     options = {"num_labels": 1, "dtype": torch.float32, "problem_type": "multi_label_classification"}
     path = f"{order.folder}/encoder"
-    return with_dropout(
-        AutoModelForSequenceClassification.from_pretrained(path, attn_implementation=attention(order, path), **options), hparams
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, attn_implementation=attention(order, path), trust_remote_code=False, use_safetensors=True, **options
     )
+    return with_dropout(model, hparams)
 
 
 def attention(order: Order, path: str) -> str:
     "The attention of the order, or eager where the encoder has only that."
     from transformers import AutoConfig
 
-    return "eager" if AutoConfig.from_pretrained(path).model_type == "deberta-v2" else order.attention
+    return "eager" if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type == "deberta-v2" else order.attention
 
 # %% ../../nbs/benchmark/50_trainer.ipynb #aca72d0f
 def training_arguments(order: Order, hparams: HParams, seed: int, folder: str, **more: Any) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def longest_first(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def run(order: Order, meter: Meter) -> dict[str, Any]:
     "Search the settings of the order with `Trainer`: the scores by setting and fold, and the checksum of the folds."
-    pairs, tokenizer = read_pairs(order.folder), AutoTokenizer.from_pretrained(f"{order.folder}/encoder")
+    pairs, tokenizer = read_pairs(order.folder), AutoTokenizer.from_pretrained(f"{order.folder}/encoder", trust_remote_code=False)
     rows = encode(tokenizer, pairs, order.max_length)
 
     def train_fold(hparams: HParams, fold: Fold, seed: int) -> np.ndarray:

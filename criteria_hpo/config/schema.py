@@ -118,7 +118,7 @@ class GpuConfig(Frozen):
     packing: bool = False
     resident: bool = True
     deferred: bool = False
-    compile: bool = False
+    compiled: bool = False
 
 # %% ../../nbs/config/30_schema.ipynb #996cfed5
 class TrainingConfig(Frozen):

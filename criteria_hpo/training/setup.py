@@ -101,15 +101,17 @@ def gpu_fields(cfg: Config, classifier: BERTClassifier, device: torch.device) ->
     gpu, training = cfg.training.gpu, cfg.training
     if device.type != "cuda":
         return {}
-    if gpu.compile:
+    if gpu.compiled:
         use_tensor_rates(classifier.model)
         compile_forward(classifier.model)
     return {
         "row_tokens": cfg.model.max_length if gpu.batching == "tokens" else None,
         "resident": ResidentCache(device) if gpu.resident else None,
         "deferred": gpu.deferred,
-        "compiles": CompileCount() if gpu.compile else None,
-        "gate": Gate(classifier, device, training.precision, training.deterministic) if gpu.packing and not gpu.compile else None,
+        "compiles": CompileCount() if gpu.compiled else None,
+        "gate": (
+            Gate(classifier, device, training.precision, training.deterministic) if gpu.packing and not gpu.compiled else None
+        ),
     }
 
 # %% ../../nbs/training/80_setup.ipynb #3dadcb85
