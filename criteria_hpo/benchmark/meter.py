@@ -119,8 +119,13 @@ class Meter:
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(PreTrainedModel, "__call__", self.forward(PreTrainedModel.__call__)))
             stack.enter_context(mock.patch("torch.autograd.backward", self.timed("backward", torch.autograd.backward)))
-            clip = self.timed("optimiser", torch.nn.utils.clip_grad_norm_)
-            stack.enter_context(mock.patch("torch.nn.utils.clip_grad_norm_", clip))
+            for name in (
+                "clip_grad_norm_",
+                "get_total_norm",
+                "clip_grads_with_norm_",
+            ):  # ours are the last two
+                clip = self.timed("optimiser", getattr(torch.nn.utils, name))
+                stack.enter_context(mock.patch(f"torch.nn.utils.{name}", clip))
             before = register_optimizer_step_pre_hook(lambda o, *rest: begun.update({id(o): self.spans.now()}))
             after = register_optimizer_step_post_hook(lambda o, *rest: self.spans.add("optimiser", begun.pop(id(o))))
             stack.callback(before.remove)
