@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from .flops import matmul_peak, training_flops
+from .flops import best_peak, training_flops
 from .meter import Meter, peak_memory
 from .work import WORKS, Order, Work, prepare
 from ..config.paths import checkout
@@ -139,7 +139,8 @@ def extract_build(folder: Path, commit: str = BEFORE, root: Path | None = None) 
     if done.returncode:
         raise StudyError(f"the build {commit} is not compared: this checkout lacks the commit; fetch it (git fetch --unshallow)")
     shutil.unpack_archive(archive, folder / "build")
-    shutil.copytree(root / "criteria_hpo" / "benchmark", folder / "build" / "criteria_hpo" / "benchmark", dirs_exist_ok=True)
+    for part in ("benchmark", "gpu"):  # the meter uses the operations of `gpu.throughput`
+        shutil.copytree(root / "criteria_hpo" / part, folder / "build" / "criteria_hpo" / part, dirs_exist_ok=True)
     return folder / "build"
 
 # %% ../../nbs/benchmark/70_runs.ipynb #4a634ad1
@@ -284,7 +285,7 @@ def machine(device: str, precision: str, threads: int) -> dict[str, Any]:
     return {
         "device": name,
         "precision": precision,
-        "peak": matmul_peak(device, precision),
+        "peak": best_peak(device, precision),
         "load": load,
         "torch": torch.__version__,
     }
