@@ -13,8 +13,8 @@ from criteria_hpo.core.errors import ConfigError
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.execution.identity import open_ledger, open_study
 from criteria_hpo.pruner_lab.simulation import Population, simulate_study
-from criteria_hpo.search.pruning import FoldPruner, decide
-from criteria_hpo.search.pruning_rules import Curve, brackets, fold_curve, hyperband_prunes
+from criteria_hpo.pruning.pruner import FoldPruner, decide
+from criteria_hpo.pruning.rules import Curve, brackets, fold_curve, hyperband_prunes
 
 OFF = PatienceConfig(folds=None)
 PRUNERS = {

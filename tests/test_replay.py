@@ -24,7 +24,7 @@ from criteria_hpo.pruner_lab.fold_logits import FoldLogits, noise_table
 from criteria_hpo.pruner_lab.fold_table import load_table, read_epochs
 from criteria_hpo.pruner_lab.fold_table import signal as signal_of
 from criteria_hpo.pruner_lab.replay import lay_out
-from criteria_hpo.search.racing import group_influence
+from criteria_hpo.pruning.racing import group_influence
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "studies" / "gallery" / "replay_table"

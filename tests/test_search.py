@@ -16,8 +16,8 @@ from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.execution import trial as objective_room
 from criteria_hpo.execution.trial import Objective
+from criteria_hpo.pruning.pruner import FoldPruner
 from criteria_hpo.results.report import best_table, study_summary
-from criteria_hpo.search.pruning import FoldPruner
 from criteria_hpo.search.search_space import parse_space
 from criteria_hpo.storage.database import open_storage
 from criteria_hpo.storage.ledger import Ledger

@@ -52,8 +52,8 @@ from criteria_hpo.execution.worker_pool import (
 )
 from ..model.dropout import missing_roles
 from ..model.memory import gpu_share
+from ..pruning.pruner import FoldPruner, patience_line
 from ..search.dimensions import Dimension
-from ..search.pruning import FoldPruner, patience_line
 from ..search.search_space import largest_batch_size, middle_setting, parse_space, reachable_options
 from ..search.time_left import unpruned_slots
 from ..storage.database import exclusive

@@ -24,9 +24,9 @@ from ..core.errors import logger
 from ..data.folds import rows_hash
 from .batch_sizes import forget_sizes, lower_sizes, stored_sizes
 from ..model.memory import calculate_gradient_accumulation
+from ..pruning.pruner import FoldPruner
 from ..search.dimensions import Dimension
 from ..search.optuna_access import stored_trial, trial_id
-from ..search.pruning import FoldPruner
 from ..search.samplers import make_sampler, sampler_line
 from ..search.search_space import fixed_params, hparams_of, sample, split_by_condition
 from ..storage.leases import Lease

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from ..config.schema import PatienceConfig, PrunerConfig
 from .draws import Mode
 from .simulation import original_rule
-from ..search.pruning import Decide, decide
+from ..pruning.pruner import Decide, decide
 
 # %% ../../nbs/pruner_lab/40_candidates.ipynb #ee543183
 class Candidate(NamedTuple):

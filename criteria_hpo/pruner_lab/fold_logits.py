@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import StudyError
 from ..core.files import write_atomic
 from .fold_table import FoldTable
-from ..search.racing import group_influence, noise_of_posts
+from ..pruning.racing import group_influence, noise_of_posts
 from ..storage.predictions import TOP_CODE, quantise
 
 # %% ../../nbs/pruner_lab/15_fold_logits.ipynb #c87c663c

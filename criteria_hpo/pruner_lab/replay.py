@@ -15,7 +15,7 @@ from ..config.schema import PrunerConfig
 from .array_rules import Studies, run_studies
 from .draws import Draw, Mode, held_out_scores, scaled
 from .fold_table import FoldTable
-from ..search.pruning import Decide, decide
+from ..pruning.pruner import Decide, decide
 
 # %% ../../nbs/pruner_lab/60_replay.ipynb #a439d1d3
 @dataclass(frozen=True)

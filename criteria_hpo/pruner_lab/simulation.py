@@ -18,8 +18,8 @@ from plotly.subplots import make_subplots
 
 from ..config.schema import PrunerConfig
 from ..core.figures import Figure
-from ..search.pruning import TOP_TRIALS, Decide, decide, folds_without_improvement, patience_reference
-from ..search.pruning_rules import Curve, brackets, fold_curve, halving_prunes
+from ..pruning.pruner import TOP_TRIALS, Decide, decide, folds_without_improvement, patience_reference
+from ..pruning.rules import Curve, brackets, fold_curve, halving_prunes
 
 # %% ../../nbs/pruner_lab/20_simulation.ipynb #2f6d5665
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..core.formatting import as_overrides
 from ..plotting.plot_data import metric_name
+from ..pruning.savings import folds_unpruned, saved_share
 from .learning import learning_remark
 from ..search.samplers import slot_of, trial_of_slot
-from ..search.savings import folds_unpruned, saved_share
 from ..search.time_left import Spent, replay, replay_line, unpruned_slots
 from ..storage.ledger_tables import FoldRow
 
