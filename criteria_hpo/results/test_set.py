@@ -18,10 +18,10 @@ import pandas as pd
 from ..config.paths import study_dir
 from ..core.errors import StudyError, logger
 from ..core.files import write_atomic
+from ..evaluation.intervals import Prediction, group_intervals, paired_difference
 from ..execution.checks import TOO_FEW_GROUPS, group_remarks
 from ..execution.study import StudyRun
 from .baselines import Baseline, constant_baseline, tfidf_baseline
-from .bootstrap import Prediction, group_intervals, paired_difference
 from .looks import count_look, looks_line, looks_of, results_text, store_results
 from ..search.search_space import hparams_of
 from ..training.cross_validation import run_single_fold, with_sizes
