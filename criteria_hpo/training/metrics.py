@@ -203,7 +203,7 @@ def choose_threshold(
 # %% ../../nbs/training/20_metrics.ipynb #ff2423dd
 def constant_answer(
     probs: np.ndarray,  # in [0, 1], shape (n,)
-    threshold: float,  # a pair is positive from this value on
+    threshold: float | np.ndarray,  # a pair is positive from this value on; one, or one per pair
 ) -> str | None:  # "yes", "no", or None if both occur
     "The answer that a model gives to all pairs, or None."
     decided = np.asarray(probs, dtype=np.float64) >= threshold
