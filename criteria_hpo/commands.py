@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .config.schema import Config
 from .core.errors import DataError, ModelError
+from .core.files import quick_imports
 from .core.formatting import format_value
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def pairs_table(cfg: Config, data: "Data") -> "tuple[pd.DataFrame, str]":
     "Return statistics of the dev pairs by criterion, and a note on the token columns (why they are missing, if they are)."
     from criteria_hpo.data.profile import data_table, pair_lengths
     from criteria_hpo.inputs.pairs import summarise_pairs
-    from criteria_hpo.model.encoders import load_tokenizer
+    from criteria_hpo.model.encoders import study_tokenizer
 
     try:
-        tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
+        tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
     except ModelError as err:
         return summarise_pairs(data.dev), f"Tokens were not counted: {err}"
     meaning = f"cut_pairs, cut_tokens: the share of pairs and of tokens truncated at model.max_length={cfg.model.max_length}"
@@ -74,7 +75,8 @@ def command_near_copies(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #ae7a85a2
 def command_worker(cfg: Config) -> None:
     "Add a process to a study that others may be running; any number of them, all with the same settings."
-    from criteria_hpo.execution.study import run_hpo_worker
+    with quick_imports():
+        from criteria_hpo.execution.study import run_hpo_worker
 
     run_hpo_worker(cfg)
     from criteria_hpo.results.stored import status_line
@@ -84,8 +86,9 @@ def command_worker(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #4dbad3d4
 def command_hpo(cfg: Config) -> None:
     "Search for the best setting (the default command); run the same command again to resume."
-    from criteria_hpo.config.paths import study_dir
-    from criteria_hpo.execution.study import run_hpo
+    with quick_imports():
+        from criteria_hpo.config.paths import study_dir
+        from criteria_hpo.execution.study import run_hpo
 
     run = run_hpo(cfg)
     from criteria_hpo.results.report import best_trial  # these import what draws plots, which the search does not need
@@ -117,7 +120,8 @@ def command_report(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #e253a5b7
 def command_train(cfg: Config) -> None:
     "Cross-validate one setting, hpo.default_setting, without search or pruning."
-    from criteria_hpo.execution.single_setting import folds_table, train_setting
+    with quick_imports():
+        from criteria_hpo.execution.single_setting import folds_table, train_setting
 
     trained = train_setting(cfg)
     table, metric = folds_table(trained.folds), cfg.hpo.metric

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +68,7 @@ def test_nothing_that_draws_or_rewords_is_imported_before_the_first_step(begun):
 def test_how_often_model_and_data_are_loaded(begun):
     calls = begun["calls"]
     assert calls == {
-        "AutoTokenizer": 2,  # for the checks before anything is written, and for training
+        "AutoTokenizer": 1,  # the checks before anything is written and the training share it
         "AutoModelForSequenceClassification": 1,
         "load_corpus": 1,
         "pairs_hash": 2,  # of all pairs, and of the test split
@@ -82,3 +84,34 @@ def test_the_launcher_of_notebooks_does_not_compile_a_grammar_of_addresses():
     code = "import sys, criteria_hpo.notebooks; print({'rfc3987_syntax', 'torch', 'transformers', 'plotly'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def launched(words: list[str], until: str, log: Path) -> float:
+    "Wall seconds from the start of a command until its log contains `until`; the command is then stopped."
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (log.exists() and until in log.read_text(encoding="utf-8")):
+            assert process.poll() is None and time.perf_counter() - start < 300
+            time.sleep(0.02)
+        return time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_time_to_the_first_step(tmp_path, capsys):
+    "Prints the seconds from the start of each way to start a study until its first trial begins to train."
+    folder, template = f"studies_dir='{tmp_path}'", str(Path(__file__).parent.parent / "studies" / "hpo.ipynb")
+    routes = {
+        "command line": ["criteria_hpo.cli", "command=hpo", "preset=smoke", "model=tiny", f"studies_dir={tmp_path}"],
+        "papermill": ["criteria_hpo.notebooks", "--template", template, f"overrides={folder}"],
+    }
+    for name, words in routes.items():
+        study = name.replace(" ", "_")
+        words = [*words, "--study", study] if name == "papermill" else [*words, f"hpo.study_name={study}"]
+        seconds = launched(words, "Trial 0: LR", tmp_path / study / "study.log")
+        with capsys.disabled():
+            print(f"\nfirst step by the {name} after {seconds:.1f} s")
+        assert seconds < 120, "several times that of a slow machine"

@@ -104,7 +104,7 @@ def test_a_killed_kernel_is_explained_and_the_notebook_says_where(tmp_path):
     assert status(tmp_path).startswith(("starting, ", "trial "))  # a quick machine may have begun the first trial
     log = study / "study.log"
     until(lambda: log.exists() and "Trial 0 fold 1" in log.read_text(), 200, launcher)
-    (kernel,) = [child for child in psutil.Process(launcher.pid).children() if "ipykernel_launcher" in " ".join(child.cmdline())]
+    (kernel,) = [child for child in psutil.Process(launcher.pid).children() if "waiting_kernel" in " ".join(child.cmdline())]
     kernel.send_signal(signal.SIGKILL)
     _, err = launcher.communicate(timeout=100)
     last = err.splitlines()[-1]

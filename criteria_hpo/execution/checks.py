@@ -18,14 +18,14 @@ from ..data.folds import refit_fold
 from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
-from ..model.encoders import load_tokenizer
+from ..model.encoders import study_tokenizer
 from ..search.search_space import check_augmentation, parse_space
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00005
 def check_texts(cfg: Config, data: Data) -> ModelError | None:
     "Raise a `DataError` for a criterion of dev or test that leaves no tokens for a post; without a tokenizer return its error."
     try:
-        tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
+        tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
     except ModelError as err:
         return err
     check_criteria(pd.concat([data.dev, data.test], ignore_index=True), tokenizer, cfg.model.max_length)

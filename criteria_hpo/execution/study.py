@@ -277,7 +277,12 @@ def has_finished_trial(ledger: Ledger, pid: int) -> bool:
     return False
 
 # %% ../../nbs/execution/70_study.ipynb #0dd5b0c5
-WORKER_CODE = "from criteria_hpo.execution.study import worker_process; worker_process()"
+WORKER_CODE = """
+from criteria_hpo.core.files import quick_imports
+with quick_imports():
+    from criteria_hpo.execution.study import worker_process
+worker_process()
+"""
 
 
 def _study_pool(run: StudyRun) -> WorkerPool:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config.schema import ModelConfig
 from ..core.errors import ModelError
 from .dropout import set_dropout
-from .encoders import load_encoder, load_tokenizer
+from .encoders import load_encoder, study_tokenizer
 from criteria_hpo.model.vocabulary import (
     CompactEmbedding,
     compact_embedding,
@@ -229,7 +229,7 @@ class BERTClassifier(CompactableEncoder):
 # %% ../../nbs/model/40_classifier.ipynb #1acc5fe4
 def load_classifier(cfg: ModelConfig) -> tuple[BERTClassifier, PreTrainedTokenizerBase]:
     "The classifier and the tokenizer of a configuration; a `ModelError` names the setting that cannot be satisfied."
-    tokenizer = load_tokenizer(cfg.model_name, cfg.max_length)
+    tokenizer = study_tokenizer(cfg.model_name, cfg.max_length)
     classifier = BERTClassifier(cfg.model_name, keep_layers=cfg.keep_layers, head_init=cfg.head_init, max_length=cfg.max_length)
     rows = cast(nn.Embedding, classifier.model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:

@@ -28,7 +28,7 @@ from ..gpu.compiling import CompileCount, compile_forward, use_tensor_rates
 from ..gpu.resident import ResidentCache
 from ..model.classifier import BERTClassifier, load_classifier
 from ..model.device import pick_device, set_numerics
-from ..model.encoders import load_tokenizer
+from ..model.encoders import study_tokenizer
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
@@ -151,7 +151,7 @@ def make_setup(
 def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
     "A setup over dev and test pairs, and the fold that trains on dev and scores the test rows."
     both = pd.concat([data.dev, data.test], ignore_index=True)
-    tokenizer = load_tokenizer(cfg.model.model_name, cfg.model.max_length)
+    tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
     tokens = tokenise(both, tokenizer, cfg.model.max_length, cfg.model.long_posts)
     setup.classifier.cover(tokens.input_ids)
     fold = refit_fold(data.dev, len(data.test), cfg.seed, cfg.training.early_stopping.fraction)
