@@ -50,14 +50,15 @@ def copies_table(data: "Data") -> "pd.DataFrame":
 def command_check_data(cfg: Config) -> None:
     "Read and check the data; print classes, lengths, folds and hashes."
     from criteria_hpo.data.folds import fold_table
-    from criteria_hpo.data.study_data import load_data
+    from criteria_hpo.data.study_data import load_data, load_test
 
     data = load_data(cfg)
+    test = load_test(cfg, data)  # the labels that the search does not look at
     from criteria_hpo.execution.checks import check_study  # imports torch, which an error in the data does not need
 
     checked = check_study(cfg, data)
     table, meaning = pairs_table(cfg, data)
-    print(f"{len(data.dev):,} pairs for the search, {len(data.test):,} locked pairs for the test")
+    print(f"{len(data.dev):,} pairs for the search, {len(test):,} locked pairs for the test")
     print("\n".join([*checked.remarks, ""]))
     print(f"Pairs of the search by criterion\n{table.round(4).to_string()}\n{meaning}\n")
     print(f"Folds\n{fold_table(data.dev, data.folds).round(4).to_string()}\n")

@@ -1,7 +1,7 @@
 """Tables in the forms in which corpora come, from the file to the split data of a study, and their errors in one line each."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +10,8 @@ import pytest
 from criteria_hpo import cli
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.parameters import config_from_parameters
-from criteria_hpo.data.study_data import Data, load_data
+from criteria_hpo.config.schema import Config
+from criteria_hpo.data.study_data import Data, load_data, load_test
 
 SECRET = "this text is private"
 CRITERIA = {"A.4": "Sleeps badly.", "A.6": "Has no energy."}
@@ -33,7 +34,13 @@ def load(path: Path, frame: pd.DataFrame, *settings: str, sep: str = ",") -> Dat
         frame.to_json(path, orient="records", lines=True)
     else:
         frame.to_csv(path, index=False, sep=sep)
-    return load_data(load_config(["preset=smoke", "data=pairs", "data.max_groups=null", f"data.path={path}", *settings]))
+    cfg = load_config(["preset=smoke", "data=pairs", "data.max_groups=null", f"data.path={path}", *settings])
+    return with_test_labels(cfg, load_data(cfg))
+
+
+def with_test_labels(cfg: Config, data: Data) -> Data:
+    """The data with the labels of its test pairs, which a search does not read."""
+    return replace(data, test=load_test(cfg, data))
 
 
 def pairs_of(data: Data) -> pd.DataFrame:
@@ -98,14 +105,14 @@ def test_words_and_no_ids(tmp_path: Path) -> None:
     (tmp_path / "legal.tsv").write_text(table.to_csv(index=False, sep="\t"))
     words = "data.columns.post=policy data.columns.criterion=claim data.columns.label=answer data.labels='{Yes: 1, No: 0}'"
     cfg = config_from_parameters("law", "smoke", "pairs", f"{tmp_path}/legal.tsv", "tiny", 1, 1, f"data.max_groups=null {words}")
-    data = load_data(cfg)
+    data = with_test_labels(cfg, load_data(cfg))
     read = pairs_of(data)
     expected = PAIRS.sort_values(["post", "criterion"])[["post", "criterion", "label"]].to_numpy().tolist()
     assert read.sort_values(["post", "criterion"])[["post", "criterion", "label"]].to_numpy().tolist() == expected
     assert (read.post_id.nunique(), read.criterion_id.nunique()) == (30, 2)
     assert "one for all copies of a text: 30 post_id, 2 criterion_id" in data.warnings[1] and len(data.warnings) == 2
     table.sample(frac=1, random_state=0).to_csv(tmp_path / "legal.tsv", index=False, sep="\t")
-    assert load_data(cfg).hashes == data.hashes
+    assert with_test_labels(cfg, load_data(cfg)).hashes == data.hashes
 
 
 def test_a_row_for_each_annotator(tmp_path: Path) -> None:
@@ -124,7 +131,8 @@ def test_a_row_for_each_annotator(tmp_path: Path) -> None:
 
 def test_a_spreadsheet_that_names_its_separator(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sep=;\n" + PAIRS.to_csv(index=False, sep=";"))
-    data = load_data(load_config(["preset=smoke", "data=pairs", "data.max_groups=null", f"data.path={tmp_path}/a.csv"]))
+    cfg = load_config(["preset=smoke", "data=pairs", "data.max_groups=null", f"data.path={tmp_path}/a.csv"])
+    data = with_test_labels(cfg, load_data(cfg))
     pd.testing.assert_frame_equal(pairs_of(data), PAIRS)
 
 

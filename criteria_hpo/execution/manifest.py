@@ -97,6 +97,7 @@ def manifest(cfg: Config, study: optuna.Study) -> dict[str, Any]:
         "config": settings,
         "hashes": study.user_attrs["identity"]["hashes"],
         "counts": study.user_attrs.get("counts"),
+        "files": study.user_attrs.get("files", {}),
         "seed": cfg.seed,
         "threads": cfg.threads,
         "physical_batch_size": study.user_attrs.get("physical_batch_size"),

@@ -27,7 +27,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError, UserError, guarded, logger
 from ..core.processes import this_process
 from ..core.stopping import Interrupted, StopRequest, stoppable
-from ..data.study_data import Data
+from ..data.study_data import Data, file_hashes
 from .batch_sizes import STEP, has_valid_sizes, store_sizes, stored_sizes, stored_step
 from .checks import check_model, check_study
 from criteria_hpo.execution.identity import (
@@ -229,9 +229,12 @@ def try_write_manifest(run: StudyRun) -> None:
 
 # %% ../../nbs/execution/70_study.ipynb #248a0ba5
 def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True) -> StudyRun:
-    "Open the study and store its counts and its number of trials. `keep_n_trials`: keep a stored number."
+    "Open the study; store its counts, its files and its number of trials. `keep_n_trials`: keep a stored number."
     study = open_study(cfg, data, ledger)
-    study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": count_pairs(data.test)})
+    locked = {"pairs": len(data.test), "groups": int(data.test.group_id.nunique())}
+    study.set_user_attr("counts", {"dev": count_pairs(data.dev), "test": locked})
+    if "files" not in study.user_attrs:
+        study.set_user_attr("files", file_hashes(cfg.data))
     before = study.user_attrs.get("n_trials")
     run = StudyRun(resolve_n_trials(cfg, study, ledger, keep_n_trials), data, study, ledger)
     if not keep_n_trials and before not in (None, run.cfg.n_trials):

@@ -31,7 +31,7 @@ from criteria_hpo.inputs.cells import (
 )
 from .criteria import DEMO_FOLDER, criteria_of, read_criteria, symptoms_to_criteria
 from .formats import decide_labels, make_ids, match_columns, read_pairs
-from .labels import read_labels
+from .labels import Locked, lock_labels, read_labels
 from .pairs import ORDER, check_pairs, drop_blank_rows, take_columns, warn_of_copies, warn_of_no_groups
 from .repairs import unify_ids
 from .tables import read_json_lines, read_table
@@ -69,12 +69,12 @@ def read_privacy_qa(path: Path) -> pd.DataFrame:
     return check_pairs(pd.DataFrame(ids | texts), "privacy_qa", first_row=None)
 
 # %% ../../nbs/inputs/90_corpora.ipynb #fea987dd
-def read_groundtruth(data: DataConfig) -> pd.DataFrame:
-    """Return canonical pairs of the table at `data.path`, whose criteria are named by symptom."""
+def read_groundtruth(data: DataConfig, locked: Locked | None = None) -> pd.DataFrame:
+    """Return canonical pairs of the table at `data.path`, whose criteria are named by symptom. `locked`: see `lock_labels`."""
     source, texts = str(data.path), criteria_of(data)
     if data.layout != "long":
-        return read_pairs(data, texts)
-    table = read_table(source)
+        return read_pairs(data, texts, locked)
+    table = lock_labels(read_table(source), data, {}, locked)
     names = match_columns(table, data.columns.model_dump(exclude={"criterion"}), ("post_id",))
     warn_of_no_groups(table, source, names)
     required = tuple(name for name in ("post_id", "post", "criterion_id", "label") if names[name] or name != "post_id")
@@ -129,13 +129,15 @@ def _read_annotations(data: DataConfig, posts: pd.DataFrame, known: pd.Series) -
     warn_of_suspicious_cells(annotations[["evidence"]], distinct_cells(annotations[["evidence"]]), source, names)
     annotations = symptoms_to_criteria(annotations, data, source)
     found = _match_post_ids(annotations.post_id.map(strip_cell), known, source, str(data.path), str(names["post_id"]))
-    labels = read_labels(annotations.label, source, names["label"], data.labels)
+    labels = read_labels(annotations.label[found.isin(posts.post_id)], source, names["label"], data.labels)
     annotations = annotations.loc[labels.index].assign(post_id=found, label=labels)
-    return _find_evidence(annotations[(annotations.label == 1) & annotations.post_id.isin(posts.post_id)], posts, source)
+    return _find_evidence(annotations[annotations.label == 1], posts, source)
 
 # %% ../../nbs/inputs/90_corpora.ipynb #210c3a20
-def read_redsm5(data: DataConfig) -> pd.DataFrame:
-    """Return canonical pairs, every post by every criterion, from the posts at `data.path` and their marked sentences."""
+def read_redsm5(data: DataConfig, locked: Locked | None = None) -> pd.DataFrame:
+    """Return canonical pairs, every post by every criterion, from the posts at `data.path` and their marked sentences.
+
+    `locked`: see `lock_labels`; the annotations of a locked post are not read."""
     source, criteria = str(data.path), criteria_of(data)
     names = {name: getattr(data.columns, name) for name in ("post_id", "post", "group_id", "split")}
     table = read_table(source)
@@ -145,7 +147,8 @@ def read_redsm5(data: DataConfig) -> pd.DataFrame:
     one_each = posts.assign(criterion_id="-", criterion="-", label="0")
     posts = check_pairs(one_each, source, first_row=None, column_names=names)
     posts = posts.drop(columns=["criterion_id", "criterion", "label", "evidence"])
-    evidence = _read_annotations(data, posts, known).groupby(["post_id", "criterion_id"]).evidence.agg(list).to_dict()
+    readable = posts if locked is None or "split" not in posts else posts[~posts["split"].map(locked).astype(bool)]
+    evidence = _read_annotations(data, readable, known).groupby(["post_id", "criterion_id"]).evidence.agg(list).to_dict()
     pairs = posts.merge(pd.DataFrame(criteria.items(), columns=["criterion_id", "criterion"]), how="cross")
     found = [evidence.get(pair) for pair in zip(pairs.post_id, pairs.criterion_id)]
     pairs = pairs.assign(label=[int(sentences is not None) for sentences in found], evidence=[s or () for s in found])
@@ -174,22 +177,22 @@ def reduce_positives(pairs: pd.DataFrame, rate: float, seed: int) -> pd.DataFram
     return pairs.drop(gone).reset_index(drop=True)
 
 # %% ../../nbs/inputs/90_corpora.ipynb #e6c669da
-def read_own_table(data: DataConfig) -> pd.DataFrame:
-    """Return canonical pairs of the table at `data.path`.
+def read_own_table(data: DataConfig, locked: Locked | None = None) -> pd.DataFrame:
+    """Return canonical pairs of the table at `data.path`. `locked`: see `lock_labels`.
 
     A table of posts needs criteria, from `data.criteria_path` or those of the demo corpus."""
     if data.criteria_path:
-        return read_pairs(data, read_criteria(Path(os.path.expanduser(data.criteria_path))))
+        return read_pairs(data, read_criteria(Path(os.path.expanduser(data.criteria_path))), locked)
     if data.layout == "long":
-        return read_pairs(data)
+        return read_pairs(data, None, locked)
     logger.warning("%s: the criteria are those of the demo corpus, A.1 to A.9; set data.criteria_path to use yours", data.path)
-    return read_pairs(data, read_criteria(DEMO_FOLDER / "criteria.json"))
+    return read_pairs(data, read_criteria(DEMO_FOLDER / "criteria.json"), locked)
 
 # %% ../../nbs/inputs/90_corpora.ipynb #d19792ec
-CORPORA: dict[str, Callable[[DataConfig], pd.DataFrame]] = {
+CORPORA: dict[str, Callable[[DataConfig, Locked | None], pd.DataFrame]] = {
     "pairs": read_own_table,
-    "demo": lambda data: read_demo(DEMO_FOLDER),
-    "privacy_qa": lambda data: read_privacy_qa(fetch_asset("privacy_qa")),
+    "demo": lambda data, locked: read_demo(DEMO_FOLDER),
+    "privacy_qa": lambda data, locked: read_privacy_qa(fetch_asset("privacy_qa")),
     "groundtruth": read_groundtruth,
     "redsm5": read_redsm5,
 }
@@ -219,14 +222,19 @@ def _check_settings(data: DataConfig) -> None:
             raise ConfigError(f"data.{setting} has no effect with data={name}; remove it, or use data={' or '.join(users)}")
 
 # %% ../../nbs/inputs/90_corpora.ipynb #a0e19ccb
-def load_corpus(data: DataConfig | str, seed: int = 0) -> pd.DataFrame:
+def load_corpus(data: DataConfig | str, seed: int = 0, locked: Locked | None = None) -> pd.DataFrame:
     """Return canonical pairs (see `pairs.check_pairs`) of the corpus that `data` describes, or of that name.
 
-    `max_groups` and `positive_rate` keep a seeded part. Raises ConfigError for an unknown name or a path that is
-    missing or unused; DataError for bad data or an asset that is not available."""
+    `max_groups` and `positive_rate` keep a seeded part. `locked`: see `lock_labels`; the labels of locked rows are placeholders.
+    Raises ConfigError for an unknown name or a path that is missing or unused; DataError for bad data or an asset that is
+    not available."""
     data = DataConfig(name=data) if isinstance(data, str) else data
     _check_settings(data)
-    pairs = CORPORA[data.name](data)
+    pairs = CORPORA[data.name](data, locked)
     warn_of_copies(pairs, data.path or f"data={data.name}")
     pairs = take_groups(pairs, data.max_groups, seed) if data.max_groups else pairs
-    return reduce_positives(pairs, data.positive_rate, seed) if data.positive_rate else pairs
+    if not data.positive_rate:
+        return pairs
+    kept = pairs["split"].map(locked).astype(bool) if locked and "split" in pairs else pd.Series(False, pairs.index)
+    parts = [reduce_positives(pairs[~kept].reset_index(drop=True), data.positive_rate, seed), pairs[kept]]
+    return pd.concat(parts).sort_values(ORDER, ignore_index=True)

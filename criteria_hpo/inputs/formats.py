@@ -17,7 +17,7 @@ import pandas as pd
 from ..config.schema import DataConfig
 from ..core.errors import ConfigError, DataError, did_you_mean, logger
 from .cells import text_key
-from .labels import normalise_label, read_labels
+from .labels import Locked, lock_labels, normalise_label, read_labels
 from .pairs import REQUIRED, check_pairs, drop_blank_rows, take_columns, warn_of_no_groups
 from .repairs import drop_removed, majority, unify_ids
 from .tables import read_table
@@ -223,13 +223,14 @@ LAYOUTS: dict[str, Callable[[pd.DataFrame, DataConfig, str, Mapping[str, str]], 
 }
 
 # %% ../../nbs/inputs/80_formats.ipynb #519d7aa2
-def read_pairs(data: DataConfig, criteria: Mapping[str, str] | None = None) -> pd.DataFrame:
+def read_pairs(data: DataConfig, criteria: Mapping[str, str] | None = None, locked: Locked | None = None) -> pd.DataFrame:
     """Return canonical pairs (see `pairs.check_pairs`) of the table at `data.path` in the layout `data.layout`.
 
-    `criteria`: texts by id; None if each row has its own, which only the layout `long` allows. Raises DataError, one
-    line with the file, the row or column, and the fix; ConfigError for a symptom that is mapped to an unknown criterion."""
+    `criteria`: texts by id; None if each row has its own, which only the layout `long` allows. `locked`: see `lock_labels`.
+    Raises DataError, one line with the file, the row or column, and the fix; ConfigError for a symptom that is mapped to an
+    unknown criterion."""
     source = os.path.expanduser(str(data.path))
-    table, in_file = read_table(source), data.columns.model_dump()
+    table, in_file = lock_labels(read_table(source), data, criteria or {}, locked), data.columns.model_dump()
     warn_of_no_groups(table, source, in_file)
     rows = LAYOUTS[data.layout](table, data, source, criteria or {})
     return check_pairs(rows, source, first_row=None, column_names=in_file, warn=data.layout == "long")
