@@ -7,7 +7,7 @@ __all__ = ['Equivalence', 'equivalence', 'plain_order', 'fold_losses', 'metric_d
 
 # %% ../../nbs/benchmark/80_parity.ipynb #4070f2bf
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from .ours import switched_off
-from .runs import WITHOUT
+from .runs import WITHOUT_ON
 from .work import Order, Work, prepare
 from ..config.load import load_config
 from ..data.study_data import load_data
@@ -53,10 +53,9 @@ def equivalence(differences: np.ndarray, margin: float = 0.01) -> Equivalence:
 # %% ../../nbs/benchmark/80_parity.ipynb #6552095a
 def plain_order(order: Order) -> Order:
     "The order with every optimisation off that can be switched off."
-    overrides = [word for row in WITHOUT for word in row.overrides]
-    return Order(
-        **vars(order) | {"overrides": [*order.overrides, *overrides], "without": [n for row in WITHOUT for n in row.without]}
-    )
+    rows = [row for row in WITHOUT_ON[order.device] if row.name.startswith("without")]
+    overrides, names = [word for row in rows for word in row.overrides], [name for row in rows for name in row.without]
+    return replace(order, overrides=[*order.overrides, *overrides], without=names)
 
 
 def fold_losses(order: Order, seed: int, number: int = 1, dropout: float | None = None) -> tuple[np.ndarray, float]:
