@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'BEFORE', 'OURS', 'TRAINER', 'TRAINER_EAGER', 'CROSS_ENCODER', 'ORIGINAL', 'BUILD_BEFORE', 'ROWS', 'SPEED',
-           'WITHOUT', 'WITHOUT_ON', 'Runs', 'measure', 'needed_flops', 'child_environment', 'run_process', 'main',
-           'extract_build', 'Contender', 'as_studied', 'contenders', 'alternate', 'ratios', 'build_before',
+           'WITHOUT', 'SERIAL', 'WITHOUT_ON', 'Runs', 'measure', 'needed_flops', 'child_environment', 'run_process',
+           'main', 'extract_build', 'Contender', 'as_studied', 'contenders', 'alternate', 'ratios', 'build_before',
            'start_contender', 'run_contenders', 'check_device', 'chosen_works', 'run_work', 'profile_work', 'run_demo',
            'machine']
 
@@ -151,6 +151,7 @@ class Contender:
     """A row of the table. `kind`: a key of `KINDS`; `before`: whether it is the build before.
 
     `overrides`, `without`, `share` and `attention`: as in `Order`. `threads`: of a process, None: as the order says.
+    `rounds`: None: all of the work.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Contender:
     attention: str = "sdpa"
     before: bool = False
     threads: int | None = None
+    rounds: int | None = None
 
     def order(self, order: Order) -> Order:
         "The contender's version of an order."
@@ -181,7 +183,7 @@ ROWS = {
     "deberta_base": (OURS, TRAINER, CROSS_ENCODER, ORIGINAL, BUILD_BEFORE),
 }
 
-# %% ../../nbs/benchmark/70_runs.ipynb #4105d1ba
+# %% ../../nbs/benchmark/70_runs.ipynb #bc567a57
 SPEED = {
     "cpu": ("folds_at_once=auto",),
     "cuda": ("training.gpu.batching=tokens", "training.gpu.packing=true", "training.gpu.deferred=true"),
@@ -190,13 +192,14 @@ WITHOUT = (
     Contender("without compact vocabulary", overrides=("training.compact_vocabulary=false",)),
     Contender("without joined tokens", without=("joined tokens",)),
 )
+SERIAL = Contender("without folds side by side", overrides=("folds_at_once=1",), threads=2)
 WITHOUT_ON = {
     "cpu": (
         *WITHOUT,
         Contender("without measured attention", overrides=("model.attention=library",)),
         Contender("without word masks", overrides=("training.word_masks=false",)),
         Contender("without short clipping", without=("short clipping",)),
-        Contender("without folds side by side", overrides=("folds_at_once=1",), threads=2),
+        SERIAL,
     ),
     "cuda": (
         *WITHOUT,
@@ -214,7 +217,8 @@ def as_studied(contender: Contender, device: str) -> Contender:
     if contender.kind not in ("ours", "profile") or contender.before:
         return contender
     threads = contender.threads or (1 if device == "cpu" else None)
-    return replace(contender, overrides=(*SPEED[device], *contender.overrides), threads=threads)
+    rounds = None if contender.name == OURS.name else 1
+    return replace(contender, overrides=(*SPEED[device], *contender.overrides), threads=threads, rounds=rounds)
 
 
 def contenders(work: Work, size: str, device: str = "cpu") -> list[Contender]:
@@ -228,11 +232,12 @@ def contenders(work: Work, size: str, device: str = "cpu") -> list[Contender]:
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def alternate(names: Sequence[str], rounds: int, start: Callable[[str], dict[str, Any]], label: str = "runs") -> Runs:
-    "The results of every contender, one for each round; round r begins with contender r. A failed one has one result, its error."
-    found: Runs = {name: [] for name in names}
-    with Lines(total=len(names) * rounds, desc=label, unit="run", file=sys.stdout) as bar:
-        for number in range(rounds):
+def alternate(rounds: dict[str, int], start: Callable[[str], dict[str, Any]], label: str = "runs") -> Runs:
+    "The results of each contender in its rounds; round r begins with contender r. A failed one has one result, its error."
+    found: Runs = {name: [] for name in rounds}
+    with Lines(total=sum(rounds.values()), desc=label, unit="run", file=sys.stdout) as bar:
+        for number in range(max(rounds.values())):
+            names = [name for name, its in rounds.items() if its > number]
             first = number % len(names)
             for name in [*names[first:], *names[:first]]:
                 if not any("error" in result for result in found[name]):
@@ -267,8 +272,9 @@ def start_contender(contender: Contender, order: Order, build: Path | None, reas
 def run_contenders(contenders: Sequence[Contender], order: Order, rounds: int, label: str) -> Runs:
     "Run the contenders on an order in alternating rounds."
     by_name = {contender.name: contender for contender in contenders}
+    times = {name: min(rounds, contender.rounds or rounds) for name, contender in by_name.items()}
     with build_before(any(contender.before for contender in contenders)) as (build, reason):
-        return alternate(list(by_name), rounds, lambda name: start_contender(by_name[name], order, build, reason), label)
+        return alternate(times, lambda name: start_contender(by_name[name], order, build, reason), label)
 
 # %% ../../nbs/benchmark/70_runs.ipynb #45aad0a6
 def check_device(device: str) -> None:
