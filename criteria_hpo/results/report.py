@@ -186,7 +186,7 @@ def _cost_line(cost: dict[str, float], seconds: float) -> str:
     return f"{spent}; without pruning it would have been {cost['without_pruning']:,}: {cost['saved_share']:.0%} saved."
 
 # %% ../../nbs/results/50_report.ipynb #41d76730
-LEAST_TRIALS = 12
+LEAST_TRIALS = 8
 
 
 def forecast_line(study: optuna.Study) -> str:
