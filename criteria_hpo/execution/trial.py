@@ -97,6 +97,7 @@ class TrialRecorder:
         unfinished = attrs.get("unfinished_fold", {"seconds": 0.0})
         self.set_attr("fold_scores", scores := [row.score for row in rows])
         self.set_attr("seconds", sum(row.details["seconds"] for row in rows) + unfinished["seconds"])
+        self.set_attr("held_seconds", self.lease.seconds)
         self.ledger.fence(self.lease)
         if "prune_reason" in attrs:
             return self.study.tell(self.trial, state=TrialState.PRUNED)

@@ -86,7 +86,8 @@ def _time_spent(total: pd.Series) -> str:
     "Return a sentence on the shares of training, scoring and the rest, for the row `all` of `costs_by_reason`."
     spent = total[["training", "evaluation", "other"]].sum()
     return (
-        f"Time in trials, without start-up: {format_seconds(spent)}, of which training took {total['training'] / spent:.0%}, "
+        f"Process time in trials, without start-up: {format_seconds(spent)}, of which training took "
+        f"{total['training'] / spent:.0%}, "
         f"scoring {total['evaluation'] / spent:.0%} and the rest {total['other'] / spent:.1%}."
     )
 
