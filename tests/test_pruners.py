@@ -2,19 +2,34 @@
 
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
+from harness import invented_result, invented_setup
 
+from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
-from criteria_hpo.config.schema import PatienceConfig, PrunerConfig
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.config.schema import Config, PatienceConfig, PrunerConfig
 from criteria_hpo.core.errors import ConfigError
+from criteria_hpo.data.folds import Fold
 from criteria_hpo.data.study_data import load_data
+from criteria_hpo.execution import study as study_room
+from criteria_hpo.execution import trial as objective_room
 from criteria_hpo.execution.identity import open_ledger, open_study
 from criteria_hpo.pruner_lab.simulation import Population, simulate_study
+from criteria_hpo.pruning import pruner as pruning_room
 from criteria_hpo.pruning.pruner import FoldPruner, decide
+from criteria_hpo.pruning.racing import DEFAULT_PRIOR, group_influence
 from criteria_hpo.pruning.rules import Curve, brackets, fold_curve, hyperband_prunes
+from criteria_hpo.storage.database import open_storage
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.training.epoch import TrainingSetup
+from criteria_hpo.training.fold import Observer
 
 OFF = PatienceConfig(folds=None)
 PRUNERS = {
@@ -206,3 +221,50 @@ def test_a_single_split_is_fold_1_of_n_folds(folds: int, share: float) -> None:
     data = load_data(cfg)
     (fold,) = data.folds[: cfg.folds_per_trial]
     assert abs(len(fold.valid) / len(data.dev) - share) < 0.05
+
+
+class PostsStudy:
+    """Stands in for `cross_validate`: predictions whose quality depends on the setting, their noise on the number of posts."""
+
+    def __init__(self, n_posts: int) -> None:
+        rng, n = np.random.default_rng(1), 5 * n_posts * 6
+        posts = np.repeat(np.arange(5 * n_posts), 6)
+        self.pairs = pd.DataFrame({"post_id": posts, "group_id": posts, "criterion_id": "c", "label": rng.random(n) < 0.3})
+        self.common = rng.normal(0, 1, n) + 1.5 * self.pairs.label.to_numpy()
+        self.rows = [np.flatnonzero(posts // n_posts == k) for k in range(5)]
+
+    def setup(self, cfg: Config) -> TrainingSetup:
+        folds = tuple(Fold(k, rows, rows, rows) for k, rows in enumerate(self.rows, start=1))
+        return replace(invented_setup(cfg), folds=folds, tokens=SimpleNamespace(labels=self.pairs.label.to_numpy().astype(int)))
+
+    def __call__(
+        self, setup: TrainingSetup, hparams: HParams, seed: int, slot: int, observer: Observer, start: int, *rest: object
+    ) -> None:
+        rng, posts, labels = np.random.default_rng(slot), self.pairs.post_id.to_numpy(), setup.tokens.labels
+        blur = (0.5 + 3 * hparams.hidden_dropout) * rng.normal(0, 1, len(posts)) + rng.normal(0, 0.3, posts.max() + 1)[posts]
+        logits = self.common + blur
+        for fold in setup.folds[start - 1 :]:
+            at = fold.valid
+            score, _ = group_influence(setup.metric, labels[at], logits[at], posts[at])
+            result = invented_result(fold.number, score, slot, 0.0)
+            if not observer.fold(replace(result, rows=at, probs=1 / (1 + np.exp(-logits[at])))):
+                return
+
+
+@pytest.mark.parametrize(("n_posts", "noise"), [(6, (0.05, 0.2)), (200, (0.004, 0.03))], ids=["noisy folds", "quiet folds"])
+def test_a_race_takes_its_noise_from_the_stored_predictions(tmp_path, monkeypatch, n_posts, noise):
+    work, trained, priors = PostsStudy(n_posts), [], []
+    monkeypatch.setattr(study_room, "searchable", lambda space, model: space)
+    monkeypatch.setattr(objective_room, "cross_validate", work)
+    monkeypatch.setattr(pruning_room, "decide", lambda *args: priors.append(args[4].noise) or decide(*args))
+    words = ["hpo=racing", "hpo.mode=kfold", "hpo.metric=average_precision", "hpo.sampler.type=random"]
+    for name, pairs in (("assumed", None), ("measured", work.pairs)):
+        more = [f"hpo.study_name={name}", f"studies_dir={tmp_path}", "hpo.pruner.startup_trials=3", "n_trials=14"]
+        cfg = load_config(["preset=smoke", "model=tiny", *words, *more])
+        ledger = Ledger(storage_url(cfg), name)
+        study = optuna.create_study(storage=open_storage(storage_url(cfg)), study_name=name, direction="maximize")
+        study_room.run_trials(cfg, study, ledger, work.setup(cfg), pairs=pairs)
+        trained.append(sum(len(folds) for folds in ledger.folds_by_slot().values()))
+        assert (set(priors) == {DEFAULT_PRIOR.noise}) == (pairs is None)
+    print(f"noise {priors[-1]:.4f}, folds trained with {DEFAULT_PRIOR.noise}: {trained[0]}, with the measured one: {trained[1]}")
+    assert noise[0] < priors[-1] < noise[1] and (trained[1] < trained[0]) == (priors[-1] < DEFAULT_PRIOR.noise)

@@ -15,7 +15,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.schema import Config, PatienceConfig, PrunerConfig
-from .racing import racing_prunes
+from .measured_noise import PostNoise
+from .racing import DEFAULT_PRIOR, RacePrior, racing_prunes
 from criteria_hpo.pruning.rules import (
     Curve,
     forgiving_prunes,
@@ -94,12 +95,19 @@ RULES: dict[str, tuple[str, Rule]] = {
 }
 
 
-def decide(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> str | None:
-    "Return why `trial` is to be stopped after its last report, or None to continue. `config.max_resource`: the number of steps."
+def decide(
+    config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve], prior: RacePrior = DEFAULT_PRIOR
+) -> str | None:
+    """Return why `trial` is to be stopped after its last report, or None to continue.
+
+    `config.max_resource`: the number of steps. `prior`: what racing assumes of the study.
+    """
     if not may_prune(config, trial):
         return None
     place = f"fold {len(trial.scores)}" if trial.scores else f"report {trial.last} of fold 1"
     name, prunes = RULES.get(config.type, ("", None))
+    if config.type == "racing":
+        prunes = functools.partial(racing_prunes, prior=prior)
     if prunes and prunes(config, seed, trial, others):
         return f"{name} at {place}"
     n = patience_prunes(trial.scores, others, config.patience)
@@ -107,14 +115,17 @@ def decide(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve
 
 # %% ../../nbs/pruning/40_pruner.ipynb #41a7e002
 def patience_line(cfg: Config) -> str | None:
-    "Return the log line for a patience that cannot stop any trial, or None."
+    "Return the log line for a patience that cannot stop any trial, or that does harm beside racing; None for others."
     pruner, patience = cfg.hpo.pruner, cfg.hpo.pruner.patience
     most = min(cfg.data.n_folds, pruner.max_resource or cfg.data.n_folds) if cfg.hpo.mode == "kfold" else cfg.folds_per_trial
-    if pruner.type == "none" or patience.folds is None or patience.folds < most:
+    if pruner.type == "none" or patience.folds is None:
         return None
-    return (
-        f"hpo.pruner.patience.folds={patience.folds} has no effect: with {most} folds a pruner decides after at most {most - 1}"
-    )
+    setting = f"hpo.pruner.patience.folds={patience.folds}"
+    if patience.folds >= most:
+        return f"{setting} has no effect: with {most} folds a pruner decides after at most {most - 1}"
+    if pruner.type == "racing":
+        return f"{setting} also stops trials that racing would go on with: use hpo=racing, or set hpo.pruner.patience.folds=null"
+    return None
 
 # %% ../../nbs/pruning/40_pruner.ipynb #031cd005
 def is_comparable(trial: FrozenTrial) -> bool:
@@ -129,11 +140,12 @@ def curve_of(trial: FrozenTrial) -> Curve:
 
 # %% ../../nbs/pruning/40_pruner.ipynb #dbff7672
 class FoldPruner(optuna.pruners.BasePruner):
-    "Pruner that applies `decide` to the trials of a study, each with at most `n_steps` steps."
+    "Pruner that applies `decide` to the trials of a study, each with at most `n_steps` steps; `noise`: measures that of a fold."
 
-    def __init__(self, config: PrunerConfig, n_steps: int, seed: int):
+    def __init__(self, config: PrunerConfig, n_steps: int, seed: int, noise: PostNoise | None = None):
         self.config = config.model_copy(update={"max_resource": config.max_resource or n_steps})
         self.seed = seed
+        self.noise = noise
         self.curves: dict[int, Curve] = {}
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -146,7 +158,9 @@ class FoldPruner(optuna.pruners.BasePruner):
         if not may_prune(self.config, curve):  # avoids reading every trial, the expensive part
             return None
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and is_comparable(t)]
-        return decide(self.config, self.seed, curve, [self._curve(t) for t in others])
+        curves = [self._curve(t) for t in others]
+        prior = self.noise.prior(curves) if self.noise and self.config.type == "racing" else DEFAULT_PRIOR
+        return decide(self.config, self.seed, curve, curves, prior)
 
     def _curve(self, trial: FrozenTrial) -> Curve:
         "Return the trial's curve; curves of finished trials are cached."
