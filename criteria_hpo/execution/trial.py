@@ -26,7 +26,7 @@ from .batch_sizes import forget_sizes, lower_sizes, stored_sizes
 from ..model.memory import calculate_gradient_accumulation
 from ..pruning.pruner import FoldPruner
 from ..search.dimensions import Dimension
-from ..search.optuna_access import stored_trial, trial_id
+from ..search.optuna_access import stored_trial, trial_id, written_at_once
 from ..search.samplers import make_sampler, sampler_line
 from ..search.search_space import fixed_params, hparams_of, sample, split_by_condition
 from ..storage.leases import Lease
@@ -73,12 +73,13 @@ class TrialRecorder:
         self.ledger.fence(self.lease)
         self.trial.set_user_attr(name, value)
 
-    def has_folds_left(self) -> bool:
-        "Return whether a fold is left to train and no decision has stopped the trial."
+    def next_fold(self) -> int | None:
+        "Return the number of the first fold that is left to train, or None if there is none or the trial was stopped."
         rows, attrs = self.ledger.folds(self.lease.slot), self.stored.user_attrs
         decisions = [row.decision for row in rows] + [row.decision for row in self.ledger.reports(self.lease.slot)]
         stopped = any(decisions) or "prune_reason" in attrs
-        return not (stopped or self.stored.state.is_finished()) and len(rows) < self.cfg.folds_per_trial
+        ended = stopped or self.stored.state.is_finished() or len(rows) >= self.cfg.folds_per_trial
+        return None if ended else len(rows) + 1
 
     def record_unfinished(self, end: Unfinished) -> None:
         "Write the cost of an unfinished fold; a diverged one also gets its reason, and NaN as the trial's last report."
@@ -95,10 +96,12 @@ class TrialRecorder:
         "End the trial with its mean score, or as pruned."
         rows, attrs = self.ledger.folds(self.lease.slot), self.stored.user_attrs
         unfinished = attrs.get("unfinished_fold", {"seconds": 0.0})
-        self.set_attr("fold_scores", scores := [row.score for row in rows])
-        self.set_attr("seconds", sum(row.details["seconds"] for row in rows) + unfinished["seconds"])
-        self.set_attr("held_seconds", self.lease.seconds)
+        scores = [row.score for row in rows]
         self.ledger.fence(self.lease)
+        with written_at_once(self.study):
+            self.trial.set_user_attr("fold_scores", scores)
+            self.trial.set_user_attr("seconds", sum(row.details["seconds"] for row in rows) + unfinished["seconds"])
+            self.trial.set_user_attr("held_seconds", self.lease.seconds)
         if "prune_reason" in attrs:
             return self.study.tell(self.trial, state=TrialState.PRUNED)
         return self.study.tell(self.trial, float(np.mean(scores)))
@@ -116,9 +119,8 @@ class TrialReporter:
         ledger, lease = self.recorder.ledger, self.recorder.lease
         rows = ledger.folds(lease.slot)[:fold]
         scores = [row.score for row in rows]
-        self.recorder.set_attr("fold_scores", scores)
         step, record = fold * self.recorder.cfg.steps_per_fold, partial(ledger.record_decision, lease, fold)
-        return self.report(step, float(np.mean(scores)), rows[-1].decision, record)
+        return self.report(step, float(np.mean(scores)), rows[-1].decision, record, scores)
 
     def report_epoch(self, fold: int, epoch: int, score: Callable[[], float]) -> bool:
         "Report the score so far within the first fold, in modes that report epochs, and ask the pruner; whether to continue."
@@ -132,13 +134,25 @@ class TrialReporter:
             ledger.commit_report(lease, step, row.value)
         return self.report(step, row.value, row.decision, partial(ledger.record_report_decision, lease, step))
 
-    def report(self, step: int, value: float, decision: str | None, record: Callable[[str], None]) -> bool:
+    def report(
+        self,
+        step: int,
+        value: float,
+        decision: str | None,
+        record: Callable[[str], None],
+        scores: list[float] | None = None,  # of the committed folds
+    ) -> bool:
         "Apply the recorded decision; if there is none, report the value, ask the pruner and `record` its decision first."
         recorder = self.recorder
-        if decision is None:
-            if step not in recorder.stored.intermediate_values:
-                recorder.ledger.fence(recorder.lease)
+        missing = decision is None and step not in recorder.stored.intermediate_values
+        if missing or scores is not None:
+            recorder.ledger.fence(recorder.lease)
+        with written_at_once(recorder.study):
+            if scores is not None:
+                recorder.trial.set_user_attr("fold_scores", scores)
+            if missing:
                 recorder.trial.report(value, step)
+        if decision is None:
             decision = self.pruner.reason(recorder.study, recorder.stored) or ""
             record(decision)
         return self.apply(decision)
@@ -220,8 +234,7 @@ def train_trial(cfg: Config, setup: TrainingSetup, observer: TrialObserver) -> F
     setup = with_sizes(setup, *(stored_sizes(recorder.study) or (setup.physical_batch_size, setup.eval_batch_size)))
     physical, steps = calculate_gradient_accumulation(hparams.batch_size, setup.physical_batch_size)
     logger.info("Trial %d: %s", recorder.trial.number, hparams.log_line(physical, steps))
-    if observer.reporter.repeat() and recorder.has_folds_left():
-        start = len(recorder.ledger.folds(slot)) + 1
+    if observer.reporter.repeat() and (start := recorder.next_fold()):
         try:
             cross_validate(setup, hparams, cfg.seed, slot, observer, start, observer.checkpoints)
         except Unfinished as end:
@@ -254,7 +267,7 @@ class Objective:
 
     def close_if_trained(self, lease: Lease) -> bool:
         "Close the slot of a trial that has nothing left to train; return whether it was closed."
-        if lease.trial_id is None or (observer := self.observe(lease)).recorder.has_folds_left():
+        if lease.trial_id is None or (observer := self.observe(lease)).recorder.next_fold() is not None:
             return False
         self._run(observer)
         return True
@@ -277,8 +290,9 @@ class Objective:
             trial = optuna.trial.Trial(self.study, lease.trial_id)
             logger.info("Resuming trial %d", trial.number)
         else:
-            trial = self.study.ask()
-            sample(trial, self.space, self.cfg.hpo.default_setting)
+            with written_at_once(self.study):
+                trial = self.study.ask()
+                sample(trial, self.space, self.cfg.hpo.default_setting)
             self.ledger.bind(lease, trial_id(trial))
         if "slot" not in trial.user_attrs and not stored_trial(trial).state.is_finished():
             trial.set_user_attr("slot", lease.slot)

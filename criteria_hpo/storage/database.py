@@ -21,7 +21,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from ..core.errors import StudyError
-from ..search.optuna_access import RowStorage, optuna_tables, storage_calls
+from ..search.optuna_access import RowStorage, TrialCache, optuna_tables, storage_calls
 from criteria_hpo.storage.engine import (
     connect_read_only,
     database_file,
@@ -57,7 +57,7 @@ class RetryingStorage(RowStorage):
             return True
 
 
-for _name in storage_calls():
+for _name in (*storage_calls(), "insert_parts"):
     setattr(RetryingStorage, _name, with_retries(getattr(RetryingStorage, _name)))
 
 # %% ../../nbs/storage/30_database.ipynb #00438f30
@@ -207,7 +207,7 @@ def _version_error(err: Exception) -> StudyError:
     )
 
 # %% ../../nbs/storage/30_database.ipynb #1d1ab6cf
-def open_storage(url: str) -> RetryingStorage:
+def open_storage(url: str) -> TrialCache:
     "Return Optuna's storage at this URL; one process at a time creates its tables. Waits while the database is unavailable."
     engine, tables = make_engine(url), optuna_tables()
     found = _column_names(url, [*tables.tables, REVISION])
@@ -216,7 +216,7 @@ def open_storage(url: str) -> RetryingStorage:
     with nullcontext() if REVISION in found and _has_revision(url) else exclusive(engine):
         engine.dispose()
         try:
-            storage = with_retries(RetryingStorage)(url)
+            storage = TrialCache(with_retries(RetryingStorage)(url))
         except (RuntimeError, CommandError) as err:
             raise _version_error(err) from None
     _reject_foreign(found, tables)

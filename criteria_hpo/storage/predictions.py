@@ -9,6 +9,7 @@ __all__ = ['LOGIT_LIMIT', 'TOP_CODE', 'PREDICTIONS', 'quantise', 'restore', 'has
 # %% ../../nbs/storage/55_predictions.ipynb #7f14e827
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import numpy as np
 import sqlalchemy as sa
@@ -50,9 +51,15 @@ PREDICTIONS = sa.Table(
 )
 
 # %% ../../nbs/storage/55_predictions.ipynb #5d5987c3
+_WITH_TABLE: WeakSet[sa.Engine] = WeakSet()
+
+
 def has_predictions(db: sa.Connection) -> bool:
-    "Return whether the database has the table."
-    return sa.inspect(db).has_table(PREDICTIONS.name)
+    "Return whether the database has the table; asks it until it has."
+    found = db.engine in _WITH_TABLE or sa.inspect(db).has_table(PREDICTIONS.name)
+    if found:
+        _WITH_TABLE.add(db.engine)
+    return found
 
 
 def create_predictions(db: sa.Connection) -> None:
