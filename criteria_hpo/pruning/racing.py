@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from ..config.schema import PrunerConfig
-from .rules import Curve, incumbent
+from .rules import Curve, answers_of, incumbent
 
 # %% ../../nbs/pruning/20_racing.ipynb #e90b07d6
 def average_precision_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
@@ -183,12 +183,13 @@ EPOCH_SHARE = 0.5
 
 def curves_standings(curves: Sequence[Curve], n_folds: int, per_fold: int) -> Standings:
     "Return the standings of trials with `n_folds` folds, whose first fold makes `per_fold` reports."
-    scores, epochs = np.full((len(curves), n_folds), np.nan), np.full((len(curves), per_fold - 1), np.nan)
-    ends = np.array([len(curve.scores) for curve in curves], dtype=int)
-    scores[np.arange(n_folds) < ends[:, None]] = [score for curve in curves for score in curve.scores]
-    for step in range(1, per_fold):
-        epochs[:, step - 1] = [curve.values.get(step, np.nan) for curve in curves]
-    return standings_of(scores, epochs)
+
+    def row(curve: Curve) -> list[float]:
+        missing = [np.nan] * (n_folds - len(curve.scores))
+        return [*curve.scores, *missing, *(curve.values.get(step, np.nan) for step in range(1, per_fold))]
+
+    table = answers_of(curves, ("standings", n_folds, per_fold), row, n_folds + per_fold - 1)
+    return standings_of(table[:, :n_folds], table[:, n_folds:])
 
 
 def racing_prunes(
