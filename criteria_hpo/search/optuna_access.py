@@ -93,9 +93,12 @@ PARTS = {
 
 def _part(name: str, ids: Any) -> sa.Select:
     "Return the query of one of Optuna's tables, with the columns that all parts share."
-    table, kinds = optuna_tables().tables[name], (sa.String, sa.Float(53), sa.String, sa.Integer)
-    columns = [sa.cast(sa.null() if c is None else table.c[c], kind) for c, kind in zip(PARTS[name], kinds, strict=True)]
-    key = sa.literal_column(f"'{name}'").label("part"), next(iter(table.primary_key)).label("key"), table.c.trial_id
+    table = optuna_tables().tables[name]
+    kinds: tuple[Any, ...] = (sa.String, sa.Float(53), sa.String, sa.Integer)
+    columns: list[Any] = [
+        sa.cast(sa.null() if c is None else table.c[c], kind) for c, kind in zip(PARTS[name], kinds, strict=True)
+    ]
+    key: Any = sa.literal_column(f"'{name}'").label("part"), next(iter(table.primary_key)).label("key"), table.c.trial_id
     labels = (column.label(label) for column, label in zip(columns, ("name", "number", "text", "place"), strict=True))
     return sa.select(*key, *labels).where(table.c.trial_id.in_(ids))
 
@@ -186,7 +189,7 @@ def _insertion(dialect: str, name: str) -> Any:
     table = optuna_tables().tables[name]
     if name == "trial_params":
         return table.insert()
-    upsert = {"sqlite": sqlite_insert, "postgresql": postgresql_insert}[dialect](table)
+    upsert: Any = {"sqlite": sqlite_insert, "postgresql": postgresql_insert}[dialect](table)
     key, values = UPSERTS[name]
     return upsert.on_conflict_do_update(
         index_elements=["trial_id", key], set_={value: upsert.excluded[value] for value in values}
@@ -315,6 +318,8 @@ class SeenTrials:
 
     def update(self, trials: dict[int, FrozenTrial]) -> None:
         "Take what is new; `trials`: all trials by number, new ones after those that were there before."
+        if len(trials) < self.n_seen:  # the study was deleted, and another has its name
+            self.finished, self.unfinished, self.n_seen = [], [], 0
         news = [trials[trial.number] for trial in self.unfinished] + list(islice(trials.values(), self.n_seen, None))
         self.n_seen = len(trials)
         self.finished += sorted((t for t in news if t.state.is_finished()), key=lambda t: t.number)
@@ -329,8 +334,10 @@ def seen_trials(study: optuna.Study, read: bool = True) -> SeenTrials:
     seen = _SEEN.setdefault(study._storage, {}).setdefault(study.study_name, SeenTrials())
     if read or not seen.n_seen:
         cache = study._storage
-        is_cache = isinstance(cache, TrialCache)
-        seen.update(cache.read(study._study_id) if is_cache else {t.number: t for t in study.get_trials(deepcopy=False)})
+        if isinstance(cache, TrialCache):
+            seen.update(cache.read(study._study_id))
+        else:
+            seen.update({t.number: t for t in study.get_trials(deepcopy=False)})
     return seen
 
 # %% ../../nbs/search/30_optuna_access.ipynb #e0270800
