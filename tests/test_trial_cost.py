@@ -22,11 +22,11 @@ def test_a_trial_reads_as_much_after_many_trials_as_after_few(tmp_path, tell):
 @pytest.mark.slow
 @pytest.mark.parametrize("n_before", [100, 2_000, 10_000])
 def test_cost_of_a_trial(tmp_path, tell, n_before):
-    """In CPU milliseconds, by part."""
+    """In CPU milliseconds, by part: under 100 on an idle machine; other processes on the same cores make it up to twice that."""
     url = f"sqlite:///{tmp_path}/study.db"
     cost = cost_of_a_trial(url, f"hpo.storage={url}", "cost", n_before, tmp_path)
     tell("cost of a trial", f"SQLite, {n_before:,} trials before", cost.line())
-    assert cost.whole < 5_000
+    assert cost.whole < 200 and cost.parts["pruner"] < 10
 
 
 def test_a_stored_study_goes_on_to_the_numbers_of_optunas_own_tpe(tmp_path, monkeypatch):
