@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .racing import DEFAULT_PRIOR, RacePrior, group_influence, noise_of_posts
-from .rules import Curve
+from .rules import Curve, best_finished
 
 # %% ../../nbs/pruning/30_measured_noise.ipynb #db905668
 BEST_TRIALS = 10
@@ -46,7 +46,7 @@ class PostNoise:
 
     def prior(self, others: Sequence[Curve]) -> RacePrior:
         "Return the prior with the noise measured on the best of the complete trials, or the default without two of them."
-        best = sorted((c for c in others if c.finished), key=lambda c: c.values[c.last], reverse=True)[:BEST_TRIALS]
+        best = best_finished(others, BEST_TRIALS)
         known = [each for c in best if (each := self.influences(c.slot)) is not None]
         noise = noise_of_posts([np.stack(fold) for fold in zip(*known)]) if len(known) > 1 else 0.0
         return RacePrior(noise=noise) if noise > 0 else DEFAULT_PRIOR
