@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .overrides import compose_overrides
-from .schema import Config, GpuConfig
+from .schema import Config, GpuConfig, ObjectiveConfig
 from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 
 # %% ../../nbs/config/40_load.ipynb #3c052d7b
@@ -36,6 +36,8 @@ def identity_settings(cfg: Config) -> dict[str, Any]:
             whole[section].pop(name)
     if cfg.training.gpu.model_copy(update={"resident": True}) == GpuConfig():
         whole["training"].pop("gpu")
+    if cfg.objective == ObjectiveConfig():
+        whole.pop("objective")
     return whole
 
 # %% ../../nbs/config/40_load.ipynb #d530c74f

@@ -6,7 +6,8 @@
 __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 'StudyName', 'Storage', 'Searched', 'ColumnNames',
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
-           'SamplerConfig', 'HpoConfig', 'rule_problem', 'pruner_problem', 'Config']
+           'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
+           'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -252,7 +253,7 @@ class HpoConfig(Frozen):
     study_name: StudyName = "study"
     storage: Storage | None = None
     allow_changed: bool | list[str] = False
-    metric: Literal["f1", "average_precision"] = "f1"
+    metric: Literal["f1", "macro_f1", "average_precision", "mcc"] = "f1"
     mode: Literal["kfold", "single_split", "multi_fidelity"] = "kfold"
     report_interval: Annotated[int, Field(ge=1)] = 1
     sampler: SamplerConfig = SamplerConfig()
@@ -261,6 +262,28 @@ class HpoConfig(Frozen):
     default_setting: HParams = HParams()
     warm_start: Place | None = None
     warm_start_trials: Annotated[int, Field(ge=1)] = 5
+
+# %% ../../nbs/config/30_schema.ipynb #63eaa71b
+class ObjectiveConfig(Frozen):
+    """How f1, macro_f1 and mcc decide. `threshold`: `fixed` (0.5) or `inner` (the best on the inner split).
+
+    A fold whose inner split has fewer than 20 positives or negatives keeps 0.5.
+    """
+
+    threshold: Literal["fixed", "inner"] = "fixed"
+
+
+def objective_problem(objective: ObjectiveConfig, hpo: HpoConfig, training: TrainingConfig) -> str | None:
+    "Why the threshold does not fit the metric or early stopping, or None if it does."
+    if objective.threshold == "fixed":
+        return None
+    if hpo.metric == "average_precision":
+        return (
+            "objective.threshold=inner has no effect on hpo.metric=average_precision: use f1, macro_f1 or mcc, or leave it fixed"
+        )
+    if training.early_stopping.split != "inner":
+        return "objective.threshold=inner needs training.early_stopping.split=inner, or the rows of the choice would be scored"
+    return None
 
 # %% ../../nbs/config/30_schema.ipynb #315da589
 def rule_problem(hpo: HpoConfig) -> str | None:
@@ -310,6 +333,7 @@ class Config(Frozen):
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     hpo: HpoConfig = HpoConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
     @property
@@ -336,6 +360,8 @@ class Config(Frozen):
             if interval > epochs:
                 raise ValueError(f"hpo.report_interval={interval} is above training.num_epochs={epochs}: no epoch is reported")
         if problem := pruner_problem(self.hpo, self.steps_per_trial, f"a trial has {self.steps_per_trial} steps ({counted})"):
+            raise ValueError(problem)
+        if problem := objective_problem(self.objective, self.hpo, self.training):
             raise ValueError(problem)
         return self
 

@@ -171,7 +171,7 @@ class TrialReporter:
         return all(self.apply(row.decision or "") for row in reports) and all(self.report_fold(row.fold) for row in folds)
 
 # %% ../../nbs/execution/20_trial.ipynb #0b7656f8
-DETAILS = ("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed")  # stored for each fold
+DETAILS = ("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed", "threshold")  # of each fold
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class TrialObserver(Observer):
         predictions = None
         if self.pairs is not None:
             labels, criteria = self.setup.tokens.labels[result.rows], self.pairs.criterion_id.to_numpy()[result.rows]
-            details["criteria"] = criterion_counts(criteria, labels, result.probs)
+            details["criteria"] = criterion_counts(criteria, labels, result.probs, result.threshold)
             predictions = Predictions(rows_hash(self.pairs, result.rows), result.probs)
         self.recorder.ledger.commit_fold(self.recorder.lease, result.fold, result.score, details, predictions)
 

@@ -42,13 +42,14 @@ from criteria_hpo.training.epoch import (
     TrainingSetup,
     epoch_batches,
     fold_seed,
+    fold_threshold,
     predict,
+    score_rows,
     train_epoch,
     watch,
     watched_rows,
 )
 from ..training.fold import start_training
-from ..training.metrics import METRICS
 from ..training.setup import make_setup
 
 # %% ../../nbs/pruner_lab/80_record.ipynb #ad1d117b
@@ -75,7 +76,7 @@ def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int)
         train_epoch(learning, epoch_batches(source, fold.train, hparams.batch_size, seed, epoch), run, lambda share: None)
         inner, trained = watch(setup, watched), clock()
         probabilities = predict(setup, fold.valid)[0]
-        score, scored = METRICS[setup.metric](setup.tokens.labels[fold.valid], probabilities), clock()
+        score, scored = score_rows(setup, fold.valid, probabilities, fold_threshold(setup, fold)), clock()
         yield score, inner, trained - start, scored - trained, probabilities
         start = scored
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Influence', 'INFLUENCES', 'DEFAULT_PRIOR', 'EPOCH_SHARE', 'average_precision_influence', 'f1_influence',
-           'group_influence', 'paired_variance', 'noise_of_posts', 'Standings', 'standings_of', 'RacePrior',
-           'noise_variance', 'expected_folds', 'chance_after_folds', 'chance_after_epoch', 'curves_standings',
-           'racing_prunes']
+           'mcc_influence', 'group_influence', 'paired_variance', 'noise_of_posts', 'Standings', 'standings_of',
+           'RacePrior', 'noise_variance', 'expected_folds', 'chance_after_folds', 'chance_after_epoch',
+           'curves_standings', 'racing_prunes']
 
 # %% ../../nbs/pruning/20_racing.ipynb #61927e0a
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from ..config.schema import PrunerConfig
+from ..core.errors import ConfigError
 from .rules import Curve, answers_of, incumbent
 
 # %% ../../nbs/pruning/20_racing.ipynb #e90b07d6
@@ -43,16 +44,32 @@ def f1_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndar
     return score, (2 * hits - score * (2.0 * hits + errors)) / max(total, 1)
 
 
+def mcc_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
+    "Return the Matthews correlation of `logits >= 0` and the influence of each pair, shapes (n,); 0 for a constant answer."
+    y, decided = labels.astype(float), (logits >= 0).astype(float)
+    a, b = y - y.mean(), decided - decided.mean()
+    variances = np.mean(a**2), np.mean(b**2)
+    if not all(variances):
+        return 0.0, np.zeros(len(y))
+    score = np.mean(a * b) / np.sqrt(variances[0] * variances[1])
+    return float(score), (
+        a * b / np.sqrt(variances[0] * variances[1]) - score / 2 * sum(v**2 / m for v, m in zip((a, b), variances))
+    ) / len(y)
+
+
 Influence = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-INFLUENCES: dict[str, Influence] = {"average_precision": average_precision_influence, "f1": f1_influence}
+INFLUENCES: dict[str, Influence] = {"average_precision": average_precision_influence, "f1": f1_influence, "mcc": mcc_influence}
 
 # %% ../../nbs/pruning/20_racing.ipynb #3fcf9c8a
 def group_influence(metric: str, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the score of a fold and the influence of each group on it, shape (n_groups,), in the order of the sorted groups.
 
-    `labels` 0 or 1, `logits`, `groups`: of the fold's pairs, shape (n,). Without a positive label both are NaN.
+    `labels` 0 or 1, `logits`, `groups`: of the fold's pairs, shape (n,). Without a positive label both are NaN. Raises a
+    `ConfigError` for macro_f1.
     """
     numbers = np.unique(groups, return_inverse=True)[1]
+    if metric not in INFLUENCES:
+        raise ConfigError(f"the noise of {metric} over posts is not known: record the table with one of {', '.join(INFLUENCES)}")
     if metric == "average_precision" and not labels.any():
         return float("nan"), np.full(numbers.max() + 1, np.nan)
     score, each = INFLUENCES[metric](labels, logits)

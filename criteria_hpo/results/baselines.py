@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from ..core.bars import make_bar
 from ..core.errors import DataError
 from ..data.inner_splits import inner_splits
-from ..training.metrics import METRICS
+from ..training.metrics import choose_threshold, criterion_numbers, score_of
 
 # %% ../../nbs/results/15_baselines.ipynb #d17cd8ef
 @dataclass(frozen=True)
@@ -112,10 +112,20 @@ def fold_means(
     probs: np.ndarray,  # (n_settings, n), out of fold
     splits: list[tuple[np.ndarray, np.ndarray]],  # from `inner_splits`
     metric: str,  # a key of `METRICS`
+    criteria: np.ndarray | None = None,  # number of each pair's criterion, for macro_f1
+    threshold: str = "fixed",  # `objective.threshold`; inner: of each fold, the best on the pairs of the other folds
 ) -> np.ndarray:  # (n_settings,)
     "Mean score of each setting over folds; folds without positives are omitted."
-    held = [rows for _, rows in splits if labels[rows].any()]
-    return np.array([np.mean([METRICS[metric](labels[rows], row[rows]) for rows in held]) for row in probs])
+    named = np.zeros(len(labels), dtype=int) if criteria is None else criteria
+
+    def score(row: np.ndarray, held: np.ndarray) -> float:
+        others, at = np.setdiff1d(np.arange(len(labels)), held), 0.5
+        if threshold == "inner":
+            at = choose_threshold(labels[others], row[others], metric, named[others])
+        return score_of(metric, labels[held], row[held], at, named[held])
+
+    parts = [rows for _, rows in splits if labels[rows].any()]
+    return np.array([np.mean([score(row, rows) for rows in parts]) for row in probs])
 
 # %% ../../nbs/results/15_baselines.ipynb #b3e82525
 def tfidf_baseline(
@@ -126,13 +136,14 @@ def tfidf_baseline(
     n_splits: int = 5,  # inner folds
     shared: bool = True,  # with shared words: the strong baseline, not the usual one
     metric: str = "average_precision",  # a key of `METRICS`, used to choose the setting
+    threshold: str = "fixed",  # `objective.threshold` of the study
 ) -> Baseline:  # setting: C, class_weight, inner_folds, and the metric (its mean over the inner folds)
     "TF-IDF and logistic regression; C and class weight by grouped cross-validation inside `train`."
     if test.empty:
         raise DataError("TF-IDF baseline: no test pair to predict; set data.test_fraction above 0")
     labels, splits = train["label"].to_numpy(), inner_splits(train, n_splits, seed)
     probs = out_of_fold(train, splits, GRID, seed, shared)
-    means = fold_means(labels, probs, splits, metric)
+    means = fold_means(labels, probs, splits, metric, criterion_numbers(train), threshold)
     best = int(np.argmax(means))
     words = learn_words(train)
     features, others = (pair_features(part, words, shared) for part in (train, pd.concat([held_out, test])))

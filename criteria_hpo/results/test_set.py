@@ -111,8 +111,8 @@ def _train_all(run: StudyRun) -> tuple[dict[str, Baseline], np.ndarray]:
     refit, dev, test = refit_best(run), run.data.dev, run.data.test
     train, inner = (dev.iloc[rows].reset_index(drop=True) for rows in (refit.train, refit.inner))
     encoder = Baseline(ENCODER, refit.probs, refit.held_out)
-    seed, metric = run.cfg.seed, run.cfg.hpo.metric
-    words = [tfidf_baseline(train, inner, test, seed=seed, metric=metric, shared=shared) for shared in (False, True)]
+    rule = {"metric": run.cfg.hpo.metric, "threshold": run.cfg.objective.threshold, "seed": run.cfg.seed}
+    words = [tfidf_baseline(train, inner, test, shared=shared, **rule) for shared in (False, True)]
     constants = [constant_baseline(len(test), len(inner), name == CONSTANTS[0]) for name in CONSTANTS]
     return {model.name: model for model in (encoder, *words, *constants)}, inner.label.to_numpy()
 

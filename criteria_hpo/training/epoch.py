@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'COUNTS', 'READ_EVERY', 'fold_seed', 'TrainingSetup', 'Unfinished', 'Diverged', 'Stopped',
            'ScoringOutOfMemory', 'cut', 'read_rows', 'training_parts', 'predict', 'epoch_batches', 'TrainingState',
-           'train_epoch', 'EarlyStopping', 'watched_rows', 'watch', 'ScoreSoFar']
+           'train_epoch', 'EarlyStopping', 'watched_rows', 'score_rows', 'threshold_of', 'fold_threshold', 'watch',
+           'ScoreSoFar']
 
 # %% ../../nbs/training/50_epoch.ipynb #e08c278f
 import math
@@ -34,7 +35,7 @@ from ..packing.gate import Gate
 from ..packing.layout import pack_rows
 from ..speed.dropout_masks import word_masks
 from ..speed.seconds_by_part import part
-from .metrics import METRICS
+from .metrics import choose_threshold, score_of
 from .optim import Step, accumulate, accumulation_step
 
 # %% ../../nbs/training/50_epoch.ipynb #3b6f8426
@@ -68,6 +69,8 @@ class TrainingSetup:
     packer: PackedClassifier | None = None  # reads packed rows in the fold in progress
     deferred: bool = False  # take steps without reading each loss
     compiles: CompileCount | None = None  # counts the graphs of a compiled encoder
+    criteria: np.ndarray | None = None  # number of the criterion of each row of `tokens`, from 0, for macro_f1
+    threshold: str = "fixed"  # `objective.threshold`
 
 # %% ../../nbs/training/50_epoch.ipynb #56e29dd9
 class Unfinished(Exception):
@@ -273,13 +276,32 @@ def watched_rows(setup: TrainingSetup, fold: Fold) -> np.ndarray:
     "The rows that early stopping watches: the inner split, or the scoring rows for parity with older studies."
     return fold.inner if setup.training.early_stopping.split == "inner" else fold.valid
 
+# %% ../../nbs/training/50_epoch.ipynb #2667738c
+def score_rows(setup: TrainingSetup, rows: np.ndarray, probs: np.ndarray, threshold: float = 0.5) -> float:
+    "The study's metric of these rows with these probabilities, shape (len(rows),)."
+    criteria = None if setup.criteria is None else setup.criteria[rows]
+    return score_of(setup.metric, setup.tokens.labels[rows], probs, threshold, criteria)
+
+
+def threshold_of(setup: TrainingSetup, rows: np.ndarray, probs: np.ndarray) -> float:
+    "The threshold for predictions of inner rows with these probabilities: 0.5, or the best one for `objective.threshold=inner`."
+    criteria = None if setup.criteria is None else setup.criteria[rows]
+    if setup.threshold == "fixed":
+        return 0.5
+    return choose_threshold(setup.tokens.labels[rows], probs, setup.metric, criteria)
+
+
+def fold_threshold(setup: TrainingSetup, fold: Fold) -> float:
+    "The threshold for the scoring rows of a fold, with the current weights."
+    return 0.5 if setup.threshold == "fixed" else threshold_of(setup, fold.inner, predict(setup, fold.inner)[0])
+
 # %% ../../nbs/training/50_epoch.ipynb #05bc34af
 def watch(setup: TrainingSetup, rows: np.ndarray) -> float:
     "The value that early stopping maximises on `rows`: the study's metric, or minus the loss when positives are few."
     probs, loss = predict(setup, rows)
     labels = setup.tokens.labels[rows]
     few = labels.sum() < max(1, setup.training.early_stopping.min_positives)
-    return -loss if few else METRICS[setup.metric](labels, probs)
+    return -loss if few else score_rows(setup, rows, probs, threshold_of(setup, rows, probs))
 
 # %% ../../nbs/training/50_epoch.ipynb #a4aaffe9
 @dataclass
@@ -298,7 +320,8 @@ class ScoreSoFar:
             current = self.setup.classifier.snapshot("cpu")
             self.stopping.restore_best(self.setup.classifier)
             probs, _ = predict(self.setup, self.fold.valid)
+            threshold = fold_threshold(self.setup, self.fold)
             self.setup.classifier.load(current)
             self.epoch = self.stopping.best_epoch
-            self.score = METRICS[self.setup.metric](self.setup.tokens.labels[self.fold.valid], probs)
+            self.score = score_rows(self.setup, self.fold.valid, probs, threshold)
         return self.score

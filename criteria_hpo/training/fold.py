@@ -36,6 +36,7 @@ from criteria_hpo.training.epoch import (
     TrainingState,
     Unfinished,
     epoch_batches,
+    fold_threshold,
     predict,
     train_epoch,
     watch,
@@ -52,7 +53,7 @@ class FoldResult:
     """The result of one fold, scored on rows that took part in no choice. `probs`: one per row of `rows`, in [0, 1].
 
     `physical_batch_size`: size of the micro-batches. `fits`: the setup's (physical, eval) sizes, halved if memory ran out.
-    `evaluating`: the part of `seconds` spent on scoring, the inner split included.
+    `evaluating`: the part of `seconds` spent on scoring, the inner split included. `threshold`: of the scores that need one.
     """
 
     fold: int
@@ -68,6 +69,7 @@ class FoldResult:
     rows: np.ndarray = field(repr=False)
     probs: np.ndarray = field(repr=False)
     evaluating: float = 0.0
+    threshold: float = 0.5
 
 # %% ../../nbs/training/55_fold.ipynb #c6a802b4
 class Observer:
@@ -203,7 +205,9 @@ def score_fold(run: FoldRun) -> FoldResult:
     setup, fold = run.setup, run.fold
     run.stopping.restore_best(setup.classifier)
     probs, _ = run.evaluating(predict, setup, fold.valid)
-    metrics = score_all(setup.tokens.labels[fold.valid], probs)
+    threshold = run.evaluating(fold_threshold, setup, fold)
+    criteria = None if setup.criteria is None else setup.criteria[fold.valid]
+    metrics = score_all(setup.tokens.labels[fold.valid], probs, threshold, criteria)
     physical, _ = calculate_gradient_accumulation(run.hparams.batch_size, setup.physical_batch_size)
     return FoldResult(
         fold=fold.number,
@@ -219,6 +223,7 @@ def score_fold(run: FoldRun) -> FoldResult:
         rows=fold.valid,
         probs=probs,
         evaluating=run.evaluating.seconds,
+        threshold=threshold,
     )
 
 # %% ../../nbs/training/55_fold.ipynb #d20762c4

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'SAME_SCORE', 'MIN_FOR_THRESHOLD', 'check_scores', 'f1', '
            'confusion_by_group', 'f1_of_counts', 'mcc_of_counts', 'macro_f1', 'score_of', 'score_all',
            'constant_scores', 'candidate_thresholds', 'scores_at', 'best_threshold', 'can_choose_threshold',
            'choose_threshold', 'constant_answer', 'constant_answer_of', 'constant_scores_of', 'count_pairs',
-           'criterion_counts']
+           'criterion_numbers', 'criterion_counts']
 
 # %% ../../nbs/training/20_metrics.ipynb #d1e9c87f
 from collections.abc import Callable
@@ -228,6 +228,13 @@ def count_pairs(
 ) -> dict[str, int]:  # pairs, positives, groups
     "The numbers of pairs, positives and groups."
     return {"pairs": len(pairs), "positives": int(pairs.label.sum()), "groups": int(pairs.group_id.nunique())}
+
+
+def criterion_numbers(
+    pairs: pd.DataFrame,  # with criterion_id
+) -> np.ndarray:  # int64 (n,)
+    "The number of each pair's criterion among the sorted ids, from 0."
+    return np.unique(pairs.criterion_id.astype(str), return_inverse=True)[1]
 
 # %% ../../nbs/training/20_metrics.ipynb #52a0966c
 def criterion_counts(

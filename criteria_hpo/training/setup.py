@@ -37,6 +37,7 @@ from ..packing.gate import Gate
 from ..speed.forked import processes_at_once
 from .epoch import TrainingSetup
 from .memory_probe import physical_batch_sizes
+from .metrics import criterion_numbers
 
 _all_ = ["Data", "load_data"]
 Options = Mapping[str, Mapping[str, tuple]]  # training option -> dotted setting -> its possible values
@@ -145,7 +146,8 @@ def make_setup(
     at_once = processes_at_once(cfg.folds_at_once, device, cfg.threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
     sizes = physical, evaluation
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
-    return replace(made, **gpu_fields(cfg, classifier, device))
+    scoring = {"criteria": criterion_numbers(data.dev), "threshold": cfg.objective.threshold}
+    return replace(made, **scoring, **gpu_fields(cfg, classifier, device))
 
 # %% ../../nbs/training/80_setup.ipynb #98d6d2e0
 def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
@@ -155,4 +157,4 @@ def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[Training
     tokens = tokenise(both, tokenizer, cfg.model.max_length, cfg.model.long_posts)
     setup.classifier.cover(tokens.input_ids)
     fold = refit_fold(data.dev, len(data.test), cfg.seed, cfg.training.early_stopping.fraction)
-    return replace(setup, tokens=tokens, folds=(fold,)), fold
+    return replace(setup, tokens=tokens, folds=(fold,), criteria=criterion_numbers(both)), fold
