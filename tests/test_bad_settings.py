@@ -27,7 +27,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "model=minilmm": ("model=minilmm", "did you mean 'minilm'", "tiny"),
     "preset=smok": ("preset=smok", "did you mean 'smoke'"),
     "data=demos": ("data=demos", "did you mean 'demo'", "pairs"),
-    "hpo.metric=f2": ("hpo.metric=f2", "f1, macro_f1, average_precision or mcc"),
+    "hpo.metric=f2": ("hpo.metric=f2", "f1 or macro_f1 or average_precision or mcc"),
     "objective.threshold=0.4": ("objective.threshold=0.4", "fixed or inner"),
     "training.precision=fp8": ("training.precision=fp8", "auto", "fp32", "bf16"),
     "data=null": ("data=null: must be one of demo, groundtruth, pairs",),
