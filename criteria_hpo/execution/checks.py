@@ -78,10 +78,10 @@ def objective_remarks(cfg: Config, data: Data) -> list[str]:
             f"objective.threshold=inner: {len(few)} of {len(data.folds)} folds have fewer than {MIN_FOR_THRESHOLD} positives or "
             f"negatives in their inner split and are scored at 0.5; raise training.early_stopping.fraction"
         )
-    if cfg.hpo.pruner.type == "racing" and (cfg.hpo.metric in ("macro_f1", "mcc") or cfg.objective.threshold == "inner"):
+    if cfg.hpo.pruner.type == "racing" and cfg.objective.threshold == "inner":
         remarks.append(
-            f"hpo.pruner.type=racing: the noise that it assumes at first was measured with f1 at 0.5 and average_precision; for "
-            f"{cfg.hpo.metric} it is learnt from this study's folds, so keep hpo.pruner.startup_trials at 30 or more"
+            "hpo.pruner.type=racing measures the noise of a fold from predictions at 0.5 only; with objective.threshold=inner it "
+            "begins with an assumed noise and learns from the scores, so keep hpo.pruner.startup_trials at 30 or more"
         )
     return remarks
 

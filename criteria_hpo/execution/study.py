@@ -146,13 +146,18 @@ def log_progress(cfg: Config, ledger: Ledger) -> Callable[[Lease], None]:
 
 # %% ../../nbs/execution/70_study.ipynb #973a7d56
 def post_noise(cfg: Config, ledger: Ledger, setup: TrainingSetup, pairs: pd.DataFrame | None) -> PostNoise | None:
-    "Return what measures the noise of a fold from the stored predictions, for a racing study with known pairs, else None."
-    if pairs is None or cfg.hpo.pruner.type != "racing":
+    "Return what measures the noise of a fold from the stored predictions, for a racing study at 0.5 with known pairs, else None."
+    if pairs is None or cfg.hpo.pruner.type != "racing" or cfg.objective.threshold != "fixed":
         return None
     labels, groups = pairs.label.to_numpy(), np.unique(pairs.group_id, return_inverse=True)[1]
     folds = {rows_hash(pairs, fold.valid): fold.valid for fold in setup.folds}
     return PostNoise(
-        cfg.hpo.metric, labels, groups, folds, lambda slot: {f.pairs: f.logits for f in fold_logits(ledger, slot).values()}
+        cfg.hpo.metric,
+        labels,
+        groups,
+        folds,
+        lambda slot: {f.pairs: f.logits for f in fold_logits(ledger, slot).values()},
+        criteria=setup.criteria,
     )
 
 # %% ../../nbs/execution/70_study.ipynb #47063ec4

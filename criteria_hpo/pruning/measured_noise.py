@@ -22,8 +22,9 @@ BEST_TRIALS = 10
 class PostNoise:
     """Measures the noise of a fold score on the best complete trials.
 
-    `metric`: a key of `INFLUENCES`. `labels` (0 or 1) and `groups`: of the dev pairs, shape (n,). `folds`: the scored rows of a
-    fold, by the hash of their pairs. `read`: returns the stored logits of a slot by that hash, each in the order of the rows.
+    `metric`: that of the study. `labels` (0 or 1), `groups`, and for macro_f1 `criteria` (numbers): of the dev pairs, shape (n,).
+    `folds`: the scored rows of a fold, by the hash of their pairs. `read`: returns the stored logits of a slot by that hash, each
+    in the order of the rows.
     """
 
     metric: str
@@ -32,6 +33,7 @@ class PostNoise:
     folds: Mapping[str, np.ndarray]
     read: Callable[[int], Mapping[str, np.ndarray]]
     known: dict[int, list[np.ndarray] | None] = field(default_factory=dict)
+    criteria: np.ndarray | None = None
 
     def influences(self, slot: int) -> list[np.ndarray] | None:
         "Return the influence of each group on each fold's score of a complete trial, or None if a fold has no stored logits."
@@ -42,7 +44,8 @@ class PostNoise:
         return self.known[slot]
 
     def _of_fold(self, rows: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        return group_influence(self.metric, self.labels[rows], logits, self.groups[rows])[1]
+        criteria = None if self.criteria is None else self.criteria[rows]
+        return group_influence(self.metric, self.labels[rows], logits, self.groups[rows], criteria)[1]
 
     def prior(self, others: Sequence[Curve]) -> RacePrior:
         "Return the prior with the noise measured on the best of the complete trials, or the default without two of them."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Influence', 'INFLUENCES', 'DEFAULT_PRIOR', 'EPOCH_SHARE', 'average_precision_influence', 'f1_influence',
-           'mcc_influence', 'group_influence', 'paired_variance', 'noise_of_posts', 'Standings', 'standings_of',
-           'RacePrior', 'noise_variance', 'expected_folds', 'chance_after_folds', 'chance_after_epoch',
+           'mcc_influence', 'macro_f1_influence', 'group_influence', 'paired_variance', 'noise_of_posts', 'Standings',
+           'standings_of', 'RacePrior', 'noise_variance', 'expected_folds', 'chance_after_folds', 'chance_after_epoch',
            'curves_standings', 'racing_prunes']
 
 # %% ../../nbs/pruning/20_racing.ipynb #61927e0a
@@ -57,22 +57,35 @@ def mcc_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.nda
     ) / len(y)
 
 
+def macro_f1_influence(labels: np.ndarray, logits: np.ndarray, criteria: np.ndarray) -> tuple[float, np.ndarray]:
+    "Return the mean of `f1_influence` over the `criteria`, shape (n,), that have a positive label."
+    parts = [criteria == number for number in np.unique(criteria[labels.astype(bool)])]
+    each, scores = np.zeros(len(labels)), []
+    for part in parts:
+        score, each[part] = f1_influence(labels[part], logits[part])
+        scores.append(score)
+    return float(np.mean(scores)), each / len(parts)
+
+
 Influence = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 INFLUENCES: dict[str, Influence] = {"average_precision": average_precision_influence, "f1": f1_influence, "mcc": mcc_influence}
 
 # %% ../../nbs/pruning/20_racing.ipynb #3fcf9c8a
-def group_influence(metric: str, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> tuple[float, np.ndarray]:
+def group_influence(
+    metric: str, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, criteria: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """Return the score of a fold and the influence of each group on it, shape (n_groups,), in the order of the sorted groups.
 
-    `labels` 0 or 1, `logits`, `groups`: of the fold's pairs, shape (n,). Without a positive label both are NaN. Raises a
-    `ConfigError` for macro_f1.
+    `labels` 0 or 1, `logits`, `groups`, `criteria`: of the fold's pairs, shape (n,). Without a positive label both are NaN,
+    except for f1 and mcc. Raises a `ConfigError` for macro_f1 without criteria.
     """
     numbers = np.unique(groups, return_inverse=True)[1]
-    if metric not in INFLUENCES:
-        raise ConfigError(f"the noise of {metric} over posts is not known: record the table with one of {', '.join(INFLUENCES)}")
-    if metric == "average_precision" and not labels.any():
+    if metric == "macro_f1" and criteria is None:
+        raise ConfigError(f"macro_f1 needs the criterion of each pair: record the table with one of {', '.join(INFLUENCES)}")
+    if metric in ("average_precision", "macro_f1") and not labels.any():
         return float("nan"), np.full(numbers.max() + 1, np.nan)
-    score, each = INFLUENCES[metric](labels, logits)
+    by_criterion = metric == "macro_f1" and criteria is not None
+    score, each = macro_f1_influence(labels, logits, criteria) if by_criterion else INFLUENCES[metric](labels, logits)
     return score, np.bincount(numbers, weights=each)
 
 # %% ../../nbs/pruning/20_racing.ipynb #01924022
