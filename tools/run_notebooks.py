@@ -7,14 +7,20 @@
 Each notebook goes through `nbdev_test --path NB` (so `tst_flags` and `#| eval: false` mean what nbdev means by them) in
 a process of its own with a time limit, and with one thread for any `--jobs`, so that its numbers do not depend on how many
 run at once. nbdev reports "Success" for some notebooks that it skips; they count as failures here.
+
+On Linux the process is a fork of this one, which has imported the large libraries but nothing of criteria_hpo, and has run
+nothing: that saves the seconds of their imports. A notebook that looks at `sys.modules`, or runs with more threads or on a
+GPU, gets a new interpreter.
 """
 
 import argparse
 import contextlib
+import gc
+import importlib
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +32,39 @@ from nbfiles import ROOT, name_of, read, skip_reason, sources, templates
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEMORY_PER_NOTEBOOK_GIB = 3
 HEARTBEAT_SECONDS = 30
+LIBRARIES = (
+    "execnb.shell",
+    "nbdev.test",
+    "pandas",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "sklearn.feature_extraction.text",
+    "torch",
+    "optuna",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "pydantic.main",
+    "hydra",
+    "plotly.subplots",
+    "matplotlib.pyplot",
+    "sqlalchemy.orm",
+    "alembic.command",
+    "tenacity",
+    "nltk",
+)
+
+
+def import_libraries(flags: str, threads: int) -> bool:
+    """Import what most notebooks use, where a fork may have it, and return whether it was imported."""
+    if sys.platform != "linux" or threads != 1 or "cuda" in flags.split():  # CUDA and thread pools do not survive a fork
+        return False
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # the forks share these objects' memory
+    return True
 
 
 def run_child(path: Path, flags: str, report: Path) -> None:
@@ -62,10 +101,12 @@ class Run:
     """A notebook being executed by a child process."""
 
     path: Path
-    process: subprocess.Popen
+    pid: int
     report: Path
     output: Path
     started: float
+    status: int | None = None
+    cpu: float = 0.0
 
     @property
     def name(self) -> str:
@@ -77,30 +118,44 @@ class Run:
         """Seconds since the start."""
         return time.monotonic() - self.started
 
+    def has_ended(self, wait: bool = False) -> bool:
+        """Whether the child process has ended; then `status` is its exit status (negative after a signal), `cpu` its seconds."""
+        if self.status is None:
+            pid, status, used = os.wait4(self.pid, 0 if wait else os.WNOHANG)
+            if pid:
+                self.status, self.cpu = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        return self.status is not None
+
     def kill(self) -> None:
         """Kill the child process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)  # it may have no group of its own yet
+            self.has_ended(wait=True)
 
 
-def start(path: Path, flags: str, threads: int, folder: Path) -> Run:
-    """Start the child process of one notebook."""
+def start(path: Path, folder: Path) -> Run | None:
+    """Fork this process for one notebook, with files in `folder`; None in the child."""
     report, output = folder / "report.json", folder / "output.txt"
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(report), "--flags", flags, str(path)]
-    env = os.environ | {name: str(threads) for name in THREAD_VARIABLES} | {"TOKENIZERS_PARALLELISM": "false"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
-    with output.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return Run(path, process, report, output, time.monotonic())
+    sys.stdout.flush()
+    if pid := os.fork():
+        return Run(path, pid, report, output, time.monotonic())
+    os.setsid()
+    os.chdir(ROOT)
+    sink, nothing = os.open(output, os.O_WRONLY | os.O_CREAT), os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, sink), (2, sink)):
+        os.dup2(source, target)
+    return None
+
+
+def run_here(path: Path, flags: str, folder: Path, imported: bool) -> None:
+    """Run one notebook in this forked process, or in a new interpreter in its place; does not return."""
+    if imported and "sys.modules" not in path.read_text(encoding="utf-8"):
+        run_child(path, flags, folder / "report.json")
+    script, report = str(Path(__file__).resolve()), str(folder / "report.json")
+    os.execv(sys.executable, [sys.executable, script, "--child", report, "--flags", flags, str(path)])
 
 
 class Progress:
@@ -126,50 +181,53 @@ class Progress:
 
 def verdict(run: Run, limit: float) -> tuple[int, str]:
     """(cells executed, the error or '') of a run that has ended or exceeded its time limit."""
-    if run.process.poll() is None:
+    if not run.has_ended():
         run.kill()
         return 0, f"stopped after the time limit of {limit:.0f} s"
     run.kill()
     if not run.report.exists():
-        return 0, f"the process ended early (exit status {run.process.returncode})"
+        return 0, f"the process ended early (exit status {run.status})"
     outcome = json.loads(run.report.read_text(encoding="utf-8"))
-    if run.process.returncode == 0:
+    if run.status == 0:
         return outcome["cells"], ""
     return outcome["cells"], outcome["error"] or f"failed in the {outcome['cells']}. executed cell"
 
 
-def run_all(paths: list[Path], flags: str, jobs: int, threads: int, limit: float) -> int:
+def run_all(paths: list[Path], flags: str, jobs: int, imported: bool, limit: float, scratch: Path) -> int:
     """Run every notebook, at most `jobs` at a time, and return the number of failures."""
     waiting, running, failures, cells = list(paths), [], [], 0
     progress, began = Progress(len(paths)), time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    folder = Path(scratch, str(len(waiting)))
-                    folder.mkdir()
-                    running.append(start(waiting.pop(0), flags, threads, folder))
-                time.sleep(0.2)
-                for run in [r for r in running if r.process.poll() is not None or r.seconds > limit]:
-                    running.remove(run)
-                    ran, error = verdict(run, limit)
-                    cells, progress.done = cells + ran, progress.done + 1
-                    progress.line(
-                        f"{'FAIL' if error else 'ok':4} {run.name:40} {run.seconds:6.1f} s {ran:4} cells"
-                        + (f"  {error}" if error else "")
-                    )
-                    if error:
-                        failures.append(run.name)
-                        if output := run.output.read_text(encoding="utf-8", errors="replace").rstrip():
-                            progress.line(output)
-                if running:
-                    progress.show(running)
-        finally:
-            for run in running:
-                run.kill()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                path, folder = waiting.pop(0), scratch / str(len(waiting))
+                folder.mkdir()
+                if (run := start(path, folder)) is None:
+                    running.clear()  # the others belong to the parent
+                    run_here(path, flags, folder, imported)
+                running.append(run)
+            time.sleep(0.2)
+            for run in [r for r in running if r.has_ended() or r.seconds > limit]:
+                running.remove(run)
+                ran, error = verdict(run, limit)
+                cells, progress.done = cells + ran, progress.done + 1
+                progress.line(
+                    f"{'FAIL' if error else 'ok':4} {run.name:40} {run.seconds:6.1f} s, {run.cpu:5.1f} s of CPU {ran:4} cells"
+                    + (f"  {error}" if error else "")
+                )
+                if error:
+                    failures.append(run.name)
+                    if output := run.output.read_text(encoding="utf-8", errors="replace").rstrip():
+                        progress.line(output)
+            if running:
+                progress.show(running)
+    finally:
+        for run in running:
+            run.kill()
     progress.line(
         f"{len(paths) - len(failures)} of {len(paths)} notebooks passed, {cells} code cells executed, "
-        f"{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failures)}" if failures else "")
+        f"{time.monotonic() - began:.0f} s, {sum(os.times()[:4]):.0f} s of CPU"
+        + (f"; failed: {', '.join(failures)}" if failures else "")
     )
     return len(failures)
 
@@ -206,7 +264,16 @@ def main() -> int:
         sys.exit(f"file not found: {', '.join(missing)}")
     if not paths:
         sys.exit("no notebook found in nbs/ and studies/")
-    return min(1, run_all(paths, args.flags, args.jobs or default_jobs(), args.threads, args.timeout))
+    os.environ.update({name: str(args.threads) for name in THREAD_VARIABLES}, TOKENIZERS_PARALLELISM="false")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.path.insert(1, str(ROOT))
+    imported = len(paths) > 1 and import_libraries(args.flags, args.threads)
+    scratch, parent = Path(tempfile.mkdtemp()), os.getpid()
+    try:
+        return min(1, run_all(paths, args.flags, args.jobs or default_jobs(), imported, args.timeout, scratch))
+    finally:
+        if os.getpid() == parent:
+            shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def _handle_exit(pool: WorkerPool, worker: Worker, restart: bool) -> str | None:
     "Restart an ended worker where that may help; return the error line of a worker that ended with a user error."
     code = worker.process.wait()
     if worker.process.stdin is not None:
-        worker.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # the buffer holds the task if the process ended before it read it
+            worker.process.stdin.close()
     if code == EXIT_USER_ERROR:
         return pool.last_line(worker.number).removeprefix("criteria_hpo: ")
     if code in (0, EXIT_STOPPED) or not restart:
