@@ -8,6 +8,7 @@ _HOMES = {
     "BERTClassifier": "model.classifier",
     "Config": "config.schema",
     "HParams": "config.hparams",
+    "Predictor": "serving.predictor",
     "UserError": "core.errors",
     "calculate_gradient_accumulation": "model.memory",
     "cross_validate": "training.cross_validation",
