@@ -46,9 +46,13 @@ def hub_id(model_name: str) -> str | None:
 def front_matter(model_name: str, licence: str | None = None) -> str:
     "Return the YAML front matter of a card. `licence`: an identifier of the hub, such as `mit`, if it is known."
     tags = ["criteria_hpo", "cross-encoder", "text-pair-classification"]
-    known = {"license": licence, "base_model": hub_id(model_name)}
-    given = {name: value for name, value in known.items() if value}
-    data = ModelCardData(library_name="transformers", pipeline_tag="text-classification", tags=tags, **given)
+    data = ModelCardData(
+        license=licence,
+        base_model=hub_id(model_name),
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=tags,
+    )
     return f"---\n{data.to_yaml()}\n---\n"
 
 # %% ../../nbs/serving/30_card.ipynb #adcb385b
