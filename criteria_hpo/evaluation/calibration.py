@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from ..core.errors import ConfigError
 from ..core.figures import Figure
-from .metrics import N_BINS, bin_numbers
+from .metrics import bin_numbers
 from .thresholds import gain_over_groups, group_folds
 from ..plotting.pictures import quiet_canvas
 from ..training.metrics import check_scores
@@ -130,10 +130,8 @@ def reliability(
 # %% ../../nbs/evaluation/30_calibration.ipynb #357499d1
 def reliability_page(tables: Mapping[str, pd.DataFrame]) -> Figure:
     "Return the tables of `reliability` by name as a plotly figure, with the diagonal."
-    diagonal = Scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"color": "grey", "dash": "dot"}, hoverinfo="skip"
-    )
-    figure = Figure(diagonal)
+    dotted = {"color": "grey", "dash": "dot"}
+    figure = Figure(Scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line=dotted, hoverinfo="skip"))
     for name, table in tables.items():
         reach = {"array": table.high - table.positive, "arrayminus": table.positive - table.low, "thickness": 1}
         hover = "%{x:.2f}: %{y:.2f} of %{customdata} pairs<extra></extra>"
