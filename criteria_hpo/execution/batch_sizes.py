@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'STEP', 'LIBRARY_STEP', 'stored_sizes', 'store_sizes', 'has_valid_sizes', 'lower_sizes', 'forget_sizes',
-           'stored_step']
+           'stored_step', 'new_step']
 
 # %% ../../nbs/execution/15_batch_sizes.ipynb #b79f7e93
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
+from ..config.schema import Config
 from ..model.memory import gpu_share
+from ..search.search_space import middle_setting, parse_space
 from ..storage.database import exclusive
 from ..storage.ledger import Ledger
+from ..training.cross_validation import choose_attention
+from ..training.epoch import TrainingSetup
 
 # %% ../../nbs/execution/15_batch_sizes.ipynb #bb44c960
 SIZES = ("physical_batch_size", "eval_batch_size")
@@ -69,3 +74,11 @@ def stored_step(study: optuna.Study, begun: bool) -> dict[str, Any] | None:
     "Return the study's attention and masks, or None before they are fixed; `begun`: whether it has slots."
     step = study.user_attrs.get(STEP)
     return step or (dict(LIBRARY_STEP) if begun or stored_sizes(study) else None)
+
+# %% ../../nbs/execution/15_batch_sizes.ipynb #b7d3e0b9
+def new_step(cfg: Config, setup: TrainingSetup) -> dict[str, Any]:
+    "Return the attention and masks with which a study begins; an attention `auto` is measured, once per machine."
+    setup = replace(setup, word_masks=cfg.training.word_masks and setup.device.type == "cpu")
+    space = parse_space(cfg.hpo.search_space)
+    attention = choose_attention(setup, cfg.model.attention, middle_setting(space, cfg.first_setting))
+    return {"attention": attention, "word_masks": setup.word_masks}

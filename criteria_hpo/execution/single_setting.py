@@ -23,6 +23,7 @@ from ..core.errors import ConfigError, logger
 from ..core.files import write_atomic
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.study_data import Data
+from .batch_sizes import LIBRARY_STEP, new_step
 from .checks import check_study
 from .identity import study_identity
 from .manifest import hardware, study_log
@@ -30,7 +31,7 @@ from ..model.memory import calculate_gradient_accumulation
 from ..search.search_space import check_augmentation, largest_batch_size, parse_space, reachable_options
 from ..storage.progress import open_bar
 from ..training.checkpoint import Checkpoints
-from ..training.cross_validation import cross_validate
+from ..training.cross_validation import cross_validate, with_step
 from ..training.epoch import Diverged
 from ..training.fold import FoldResult, Observer
 from ..training.setup import make_setup
@@ -45,12 +46,16 @@ def train_key(cfg: Config, data: Data) -> dict[str, Any]:
 # %% ../../nbs/execution/80_single_setting.ipynb #b9a958d0
 @dataclass
 class Trained:
-    "The finished folds of one setting, as stored in the file; `sizes` are the (physical, evaluation) batch sizes."
+    """The finished folds of one setting, as stored in the file.
+
+    `sizes`: the (physical, evaluation) batch sizes; `step`: attention and masks, see `new_step`. None before the first fold.
+    """
 
     path: Path
     key: dict[str, Any]
     sizes: tuple[int, int] | None
     folds: list[dict[str, Any]]
+    step: dict[str, Any] | None = None
 
     def add(self, result: FoldResult) -> None:
         "Store a fold and the mean of all folds so far."
@@ -63,7 +68,7 @@ class Trained:
             "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
             "hardware": hardware(),
         }
-        content = written | {"sizes": self.sizes, "folds": self.folds, "key": self.key}
+        content = written | {"sizes": self.sizes, "step": self.step, "folds": self.folds, "key": self.key}
         write_atomic(self.path, json.dumps(content, indent=1) + "\n")
 
 # %% ../../nbs/execution/80_single_setting.ipynb #2e323b59
@@ -72,7 +77,7 @@ def read_trained(path: Path, key: dict[str, Any]) -> Trained:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
-            return Trained(path, key, tuple(stored["sizes"]), stored["folds"])
+            return Trained(path, key, tuple(stored["sizes"]), stored["folds"], stored.get("step") or dict(LIBRARY_STEP))
         logger.warning("%s: the file is of another setting or other data; it is overwritten", path)
     except FileNotFoundError:
         pass
@@ -129,6 +134,8 @@ def _run_folds(cfg: Config, data: Data, trained: Trained, request: StopRequest) 
     setting, total = cfg.hpo.default_setting, len(data.folds)
     largest = largest_batch_size(parse_space(cfg.hpo.search_space), setting)
     setup = make_setup(without_space(cfg), data, largest, trained.sizes, reachable_options((), cfg), request=request)
+    trained.step = trained.step or new_step(cfg, setup)
+    setup = with_step(setup, **trained.step)
     parts = calculate_gradient_accumulation(setting.batch_size, setup.physical_batch_size)
     logger.info("One setting: %s", setting.log_line(*parts))
     checkpoints = Checkpoints(trained.path.parent / "checkpoints", "train", trained.key, cfg.training.checkpoint)

@@ -30,7 +30,7 @@ from ..core.processes import this_process
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.folds import rows_hash
 from ..data.study_data import Data, file_hashes
-from .batch_sizes import STEP, has_valid_sizes, store_sizes, stored_sizes, stored_step
+from .batch_sizes import STEP, has_valid_sizes, new_step, store_sizes, stored_sizes, stored_step
 from .checks import check_model, check_study
 from criteria_hpo.execution.identity import (
     check_identity,
@@ -57,7 +57,7 @@ from ..model.memory import gpu_share
 from ..pruning.measured_noise import PostNoise
 from ..pruning.pruner import FoldPruner, patience_line
 from ..search.dimensions import Dimension
-from ..search.search_space import largest_batch_size, middle_setting, parse_space, reachable_options
+from ..search.search_space import largest_batch_size, parse_space, reachable_options
 from ..search.time_left import unpruned_slots
 from ..storage.database import exclusive
 from ..storage.leases import Lease
@@ -65,7 +65,7 @@ from ..storage.ledger import Ledger
 from ..storage.predictions import fold_logits
 from ..storage.progress import ProgressReader, describe, progress_bar
 from ..storage.retries import without_retries
-from ..training.cross_validation import choose_attention, with_sizes, with_step
+from ..training.cross_validation import with_sizes, with_step
 from ..training.epoch import TrainingSetup
 from ..training.metrics import count_pairs
 from ..training.setup import make_setup
@@ -87,15 +87,11 @@ def _sizes_to_use(study: optuna.Study) -> tuple[int, int] | None:
     return None
 
 
-def _with_stored_step(
-    cfg: Config, setup: TrainingSetup, space: tuple[Dimension, ...], study: optuna.Study, begun: bool
-) -> TrainingSetup:
+def _with_stored_step(cfg: Config, setup: TrainingSetup, study: optuna.Study, begun: bool) -> TrainingSetup:
     "Return the setup with the study's attention and dropout masks, which are chosen here if the study is new."
     step, wanted = stored_step(study, begun), cfg.model.attention
     if step is None:
-        setup = replace(setup, word_masks=cfg.training.word_masks and setup.device.type == "cpu")
-        attention = choose_attention(setup, wanted, middle_setting(space, cfg.first_setting))
-        step = {"attention": attention, "word_masks": setup.word_masks}
+        step = new_step(cfg, setup)
         study.set_user_attr(STEP, step)
     elif wanted not in ("auto", "library", step["attention"]):
         logger.warning("model.attention=%s is ignored: study '%s' was begun with another one", wanted, study.study_name)
@@ -109,7 +105,7 @@ def _setup(cfg: Config, data: Data, study: optuna.Study, ledger: Ledger, request
     setup = make_setup(cfg, data, largest, sizes, reachable_options(space, cfg), used_methods(study), request)
     pin_variants(cfg, study, ledger, {method: dict(variants.about) for method, variants in setup.variants.items()})
     setup = replace(setup, folds=setup.folds[: cfg.folds_per_trial])
-    setup = _with_stored_step(cfg, setup, space, study, bool(ledger.slots()))
+    setup = _with_stored_step(cfg, setup, study, bool(ledger.slots()))
     fixed = store_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
     if sizes is None:
         study.set_user_attr("gpu_share", gpu_share())
