@@ -28,9 +28,8 @@ NOT_IDENTITY = {
 
 def identity_settings(cfg: Config) -> dict[str, Any]:
     "The settings that affect a study's results, as plain JSON values."
-    whole = cfg.model_dump(
-        mode="json", exclude={"command", "experiment_name", "n_trials", "workers", "studies_dir", "debug", "folds_at_once"}
-    )
+    without = {"command", "experiment_name", "n_trials", "workers", "studies_dir", "debug", "folds_at_once", "evaluate"}
+    whole = cfg.model_dump(mode="json", exclude=without)
     for section, names in NOT_IDENTITY.items():
         for name in names:
             whole[section].pop(name)

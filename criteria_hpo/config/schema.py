@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'Config']
+           'EvaluateConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -316,6 +316,20 @@ def pruner_problem(hpo: HpoConfig, steps: int, counted: str) -> str | None:
         return f"hpo.pruner.patience.folds={patience} {never}"
     return None
 
+# %% ../../nbs/config/30_schema.ipynb #f5df158c
+class EvaluateConfig(Frozen):
+    """The confirmation of a search: the best `top` settings and the default, each with `seeds` new cuts of folds.
+
+    `choose`: the best mean, or the fastest setting within one standard error of it. `refits`: final trainings of the winner and
+    of the default setting. `suffix`: the confirmation is the study NAME-SUFFIX.
+    """
+
+    top: Annotated[int, Field(ge=1, le=1000)] = 10
+    seeds: Annotated[int, Field(ge=1, le=100)] = 5
+    choose: Literal["best", "fastest"] = "best"
+    refits: Annotated[int, Field(ge=1, le=100)] = 5
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$", description="letters, digits and '_'")] = "confirm"
+
 # %% ../../nbs/config/30_schema.ipynb #ccffd2e7
 class Config(Frozen):
     "The whole configuration of one run."
@@ -333,6 +347,7 @@ class Config(Frozen):
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     hpo: HpoConfig = HpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
