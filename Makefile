@@ -3,11 +3,12 @@
 # The variables that each target accepts on the command line. make itself accepts any NAME=VALUE: N_TRIAL=3 would start 2,000 trials.
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
-TARGETS       := help venv assets demo hpo hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
+TARGETS       := help venv assets demo hpo evaluate hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
 	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab benchmark lint format test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
+TAKES.evaluate   := $(STUDY_TAKES)
 TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
 TAKES.lab        := ROOT IP PORT
@@ -83,13 +84,17 @@ endif
 .NOTPARALLEL:
 
 ##@ Running
-demo: assets ## search hyperparameters on the demo corpus (10 trials, minutes); results in studies/demo/ [AUG=1: with augmentation]
+demo: assets ## search on the demo corpus (10 trials, minutes) and score the winner; results in studies/demo/ [AUG=1: with augmentation]
 	@case "$$AUG" in ''|0) name=demo ;; 1) name=demo_aug ;; \
 	  *) echo "AUG=$$AUG is not supported: set AUG=1 to search with augmentation, or AUG=0" >&2; exit 2 ;; esac; \
-	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml
+	$(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml && \
+	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml --template studies/evaluate.ipynb
 
 hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
+evaluate: study-name venv ## confirm the best settings of a study, refit the winner, score it once: STUDY=name [the variables of make hpo]
+hpo evaluate:
 	@set -- --study "$$STUDY" --params "$$PARAMS"; \
+	[ $@ = hpo ]         || set -- "$$@" --template studies/$@.ipynb; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
 	[ -z "$$DATA_PATH" ] || set -- "$$@" "data_path=$$DATA_PATH"; \

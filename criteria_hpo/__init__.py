@@ -12,7 +12,7 @@ _HOMES = {
     "UserError": "core.errors",
     "calculate_gradient_accumulation": "model.memory",
     "cross_validate": "training.cross_validation",
-    "evaluate_best": "results.test_set",
+    "evaluate": "confirmation.evaluate",
     "focal_loss": "model.classifier",
     "get_gpu_vram_info": "model.memory",
     "load_config": "config.load",

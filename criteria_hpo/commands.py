@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
-           'command_hpo', 'command_status', 'command_report', 'command_train', 'command_probe', 'command_assets',
-           'command_purge_cache']
+           'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
+           'command_assets', 'command_purge_cache']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -92,15 +92,21 @@ def command_hpo(cfg: Config) -> None:
         from criteria_hpo.execution.study import run_hpo
 
     run = run_hpo(cfg)
-    from criteria_hpo.results.report import best_trial  # these import what draws plots, which the search does not need
-    from criteria_hpo.results.stored import plots_text, report_text, test_text
-    from criteria_hpo.results.test_set import evaluate_best
+    from criteria_hpo.results.stored import plots_text, report_text, test_text  # draws plots, which the search does not need
 
     print(report_text(cfg, run.study))
     print(f"\n{plots_text(cfg, run.study)}")
-    if best_trial(run.study):
-        evaluate_best(run)
     print(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}")
+
+# %% ../nbs/40_commands.ipynb #c0f1a002
+def command_evaluate(cfg: Config) -> None:
+    "Confirm the best settings of a search on folds cut anew, refit the winner, and score it once on the test posts."
+    with quick_imports():
+        from criteria_hpo.config.paths import study_dir
+        from criteria_hpo.confirmation.evaluate import evaluate
+
+    result, folder = evaluate(cfg), study_dir(cfg)
+    print(f"{result.text()}\n\nTables: {folder / 'evaluation'}, weights: {folder / 'refits'}, picture: {folder / 'plots'}")
 
 # %% ../nbs/40_commands.ipynb #02b93d3a
 def command_status(cfg: Config) -> None:
@@ -186,6 +192,7 @@ def command_purge_cache(cfg: Config) -> None:
 COMMANDS = {
     "hpo": command_hpo,
     "worker": command_worker,
+    "evaluate": command_evaluate,
     "train": command_train,
     "status": command_status,
     "report": command_report,

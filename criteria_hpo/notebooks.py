@@ -156,6 +156,10 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
 
         make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
     output = make_study_dir(cfg) / source.name
+    if source.name == "evaluate.ipynb":
+        from criteria_hpo.confirmation.runs import expected_confirmation  # imports torch
+
+        cfg = expected_confirmation(cfg)
     print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     startup = unpruned_slots(cfg.hpo.pruner.model_dump(), cfg.n_trials)
     with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, every=2.0, startup=startup):

@@ -66,7 +66,7 @@ def said(folder: Path) -> dict[str, str]:
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     shown = {"stopped": err, "before": run(["command=status", "hpo.study_name=small"], folder)[1]}
-    for command in ("worker", "hpo", "status", "report"):
+    for command in ("worker", "hpo", "evaluate", "status", "report"):
         code, shown[command], err = run([f"command={command}", *STUDY], folder)
         assert code == 0, err
     return shown
@@ -88,19 +88,22 @@ def test_worker_goes_on_and_nothing_is_trained_twice(said: dict[str, str], folde
 
 def test_hpo_and_report_tell_the_same(said: dict[str, str], folder: Path) -> None:
     assert "2 finished trials" in said["hpo"] and "Best setting" in said["hpo"] and f"Results: {folder}/small" in said["hpo"]
-    assert said["report"].startswith(said["hpo"].partition("\n\nResults")[0])
-    assert "encoder" in said["report"] and "The test posts were opened once, for trial" in said["report"]
+    assert said["report"].startswith(said["hpo"].partition("\n\nThe test posts")[0])
+    assert "not opened yet. No result is stored; run command=evaluate" in said["hpo"]
+    assert said["evaluate"].partition("\n\nTables")[0] in said["report"] and "TF-IDF with shared words" in said["report"]
+    assert "The test posts were opened once, for " in said["report"]
     assert (folder / "small" / "manifest.json").is_file()
     assert said["status"].startswith("2 of 2 done, best ")
 
 
 def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: dict[str, str], folder: Path) -> None:
-    code, again, err = run(["command=hpo", *STUDY], folder)
-    assert code == 0 and again == said["hpo"] and "once more" not in err, err
+    code, again, err = run(["command=evaluate", *STUDY], folder)
+    assert code == 0 and again == said["evaluate"] and "opened again" not in err, err
     gone = ["command=report", "hpo.study_name=small", "data=pairs", "data.path=gone.csv"]
     assert run(gone, folder)[1] == said["report"]
     looks = json.loads((folder / "small" / "manifest.json").read_text())["test_looks"]
     assert len(looks) == 1 and f"for trial {looks[0]['trial']}." in again
+    assert (folder / "small" / "refits" / "winner-seed1" / "model.safetensors").is_file()
 
 
 def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> None:

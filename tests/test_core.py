@@ -21,9 +21,8 @@ from criteria_hpo.model.classifier import BERTClassifier
 from criteria_hpo.model.device import autocast_for, make_scaler, set_numerics
 from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.model.families import tiny_encoder
-from criteria_hpo.results.test_set import refit_best
 from criteria_hpo.training.cross_validation import cross_validate, run_single_fold, with_sizes
-from criteria_hpo.training.epoch import Diverged, predict
+from criteria_hpo.training.epoch import Diverged
 from criteria_hpo.training.fold import Observer, start_training
 from criteria_hpo.training.optim import accumulation_step, make_schedule
 from criteria_hpo.training.setup import make_setup
@@ -308,26 +307,6 @@ def test_a_size_that_did_not_fit_is_known_before_the_fold_ends(tmp_path, monkeyp
     study = optuna.load_study(study_name="stopped", storage=storage_url(cfg))
     assert study.user_attrs["physical_batch_size"] == 8 and study.trials[0].state.name == "RUNNING"
     assert "fold_scores" not in study.trials[0].user_attrs
-
-
-def test_the_refit_scores_at_the_size_that_fits(tmp_path, monkeypatch):
-    """Its last rows, the inner split from which a threshold is chosen, go through at the size that its fold has found."""
-    run = run_hpo(small_study(tmp_path, "refit", "n_trials=1", "hpo.metric=average_precision", "hpo.pruner.type=none"))
-    sizes, rows, plain = [], [], BERTClassifier.forward
-
-    def narrow(self, input_ids, *args, **kwargs):
-        rows.append(len(input_ids))
-        if not self.training and len(input_ids) > 4:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, input_ids, *args, **kwargs)
-
-    monkeypatch.setattr(BERTClassifier, "forward", narrow)
-    monkeypatch.setattr(
-        "criteria_hpo.results.test_set.predict", lambda setup, rows: sizes.append(setup.eval_batch_size) or predict(setup, rows)
-    )
-    refit = refit_best(run)
-    assert sizes and sizes[0] <= 4 and rows[-1] <= 4 and len(refit.probs) == len(run.data.test)
-    assert len(refit.held_out) == len(refit.inner) > 0
 
 
 def test_a_diverging_trial_is_pruned_and_the_study_goes_on(tmp_path, monkeypatch):

@@ -43,7 +43,11 @@ def _fit_once(
     learning = replace(setup, tokens=source.tokens)
     for epoch in range(1, epochs + 1):
         batches = epoch_batches(source, fold.train, setting.batch_size, seed, epoch)
-        train_epoch(learning, batches, state, lambda share, done=epoch - 1: on_step((done + share) / epochs))
+
+        def step(share: float, done: int = epoch - 1) -> None:
+            on_step((done + share) / epochs)
+
+        train_epoch(learning, batches, state, step)
 
 
 def fit(
@@ -135,4 +139,8 @@ def make_refits(search: StudyRun, refits: list[Refit], request: StopRequest) -> 
         with make_bar(total=float(len(missing)), desc="refits", bar_format=form) as bar:
             for done, refit in enumerate(missing):
                 request.raise_if_made(SEARCH_STOPPED)
-                train_refit(refit, search, setup, lambda share, done=done: bar.update(done + share - bar.n))
+
+                def step(share: float, done: int = done) -> None:
+                    bar.update(done + share - bar.n)
+
+                train_refit(refit, search, setup, step)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'SETTINGS', 'Pair', 'MESSAGE', 'WORKER_CODE', 'opened_search', 'pair_of', 'SettingObjective', 'Confirmation',
-           'stored_candidates', 'opened_confirmation', 'confirm', 'worker_process']
+           'stored_candidates', 'expected_confirmation', 'opened_confirmation', 'confirm', 'worker_process']
 
 # %% ../../nbs/confirmation/30_runs.ipynb #2908c940
 import functools
@@ -169,6 +169,12 @@ def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidat
             *(ledger.study, len(stored), ", ".join(missing[:5])),
         )
     return stored
+
+
+def expected_confirmation(cfg: Config) -> Config:
+    "Return the configuration of the confirmation that `cfg` would begin now. Raises a `StudyError` without a search to confirm."
+    n_settings = len(best_candidates(cfg, stored_study(cfg), cfg.evaluate.top))
+    return confirmation_config(cfg, cfg.evaluate.seeds * n_settings)
 
 
 @contextmanager

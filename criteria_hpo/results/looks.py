@@ -25,28 +25,37 @@ LOOKS = "test_looks"
 
 
 def looks_of(study: optuna.Study) -> list[dict[str, Any]]:
-    "Return the looks at the test posts so far: trial, when."
+    "Return the looks at the test posts so far: trial, when, models."
     return study.user_attrs.get(LOOKS, [])
+
+
+def _setting(trial: int | None) -> str:
+    "Return the name of a trial's setting."
+    return "the default setting" if trial is None else f"trial {trial}"
 
 # %% ../../nbs/results/20_looks.ipynb #59ca0c88
 def looks_line(study: optuna.Study) -> str:
     "Return a line on how often the test posts were opened, and for which trials."
     looks = looks_of(study)
-    trials = ", ".join(str(look["trial"]) for look in looks)
+    trials = ", ".join(_setting(look["trial"]) for look in looks)
     if len(looks) < 2:
-        return f"The test posts were opened once, for trial {trials}." if looks else "The test posts were not opened yet."
-    return f"The test posts were opened {len(looks)} times, for the trials {trials}: the best of several looks is too high."
+        return f"The test posts were opened once, for {trials}." if looks else "The test posts were not opened yet."
+    return f"The test posts were opened {len(looks)} times, for {trials}: the best of several looks is too high."
 
 # %% ../../nbs/results/20_looks.ipynb #39b82420
-def count_look(cfg: Config, study: optuna.Study) -> None:
-    "Record that the test posts are opened for the study's best trial, in an existing manifest too."
+def count_look(cfg: Config, study: optuna.Study, trial: int | None, models: str = "") -> None:
+    """Record that the test posts are opened for the setting of a trial (None: the default), in an existing manifest too.
+
+    `models`: identifies what is scored; there is one look for each value."""
     from criteria_hpo.execution.manifest import write_manifest  # imports torch, which a report does not need
 
-    looks, best = looks_of(study), study.best_trial.number
+    looks = looks_of(study)
+    if models and models in [look.get("models") for look in looks]:
+        return
     if looks:
-        past = "; ".join(f"trial {look['trial']} on {look['when'][:10]}" for look in looks)
-        logger.warning("The locked test posts are opened again, for trial %d (before: %s)", best, past)
-    entry = {"trial": best, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        past = "; ".join(f"{_setting(look['trial'])} on {look['when'][:10]}" for look in looks)
+        logger.warning("The locked test posts are opened again, for %s (before: %s)", _setting(trial), past)
+    entry = {"trial": trial, "when": datetime.now(UTC).isoformat(timespec="seconds"), "models": models}
     study.set_user_attr(LOOKS, [*looks, entry])
     if (study_dir(cfg) / "manifest.json").is_file():
         write_manifest(cfg, study)
@@ -61,24 +70,24 @@ def results_text(table: pd.DataFrame, differences: pd.DataFrame, sentences: Sequ
 RESULTS = "test_results.json"
 
 
-def store_results(cfg: Config, study: optuna.Study, text: str) -> None:
-    "Store `text` as the test result of the study's best trial."
-    stored = {"trial": study.best_trial.number, "hashes": study.user_attrs["identity"]["hashes"], "text": text}
+def store_results(cfg: Config, study: optuna.Study, text: str, trial: int | None) -> None:
+    "Store `text` as the result for the setting of a trial."
+    stored = {"trial": trial, "best": study.best_trial.number, "hashes": study.user_attrs["identity"]["hashes"], "text": text}
     write_atomic(study_dir(cfg) / RESULTS, json.dumps(stored, indent=1) + "\n")
 
 # %% ../../nbs/results/20_looks.ipynb #b3096ede
-TO_SCORE = "run command=hpo or the study notebook to score"
+TO_SCORE = "run command=evaluate to score"
 
 
 def stored_results(cfg: Config, study: optuna.Study) -> str:
     "Return the stored test result without opening the test posts, or a line where none belongs to this study."
     try:
         stored = json.loads((study_dir(cfg) / RESULTS).read_text(encoding="utf-8"))
-        trial, hashes, text = stored["trial"], stored["hashes"], stored["text"]
+        trial, before, hashes, text = (stored[name] for name in ("trial", "best", "hashes", "text"))
     except (OSError, ValueError, KeyError, TypeError):
         return f"{looks_line(study)} No result is stored; {TO_SCORE} the best trial on them."
     if hashes != study.user_attrs["identity"]["hashes"]:
         return f"{looks_line(study)} The stored result belongs to other data; {TO_SCORE} the best trial on them again."
     best, counted = study.best_trial.number, looks_line(study) if looks_of(study) else ""
-    newer = "" if trial == best else f" Trial {best} is better now; {TO_SCORE} it on them."
-    return f"Results on the locked test posts, stored for trial {trial}:\n{text}\n{counted}{newer}".rstrip()
+    newer = "" if before == best else f" The search has found a better one since, trial {best}; {TO_SCORE} it."
+    return f"Results on the locked test posts, stored for {_setting(trial)}:\n{text}\n{counted}{newer}".rstrip()
