@@ -12,11 +12,13 @@ from criteria_hpo.augmentation.wording import WORD
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.schema import CheckpointConfig
+from criteria_hpo.confirmation.refits import Refit, make_refits
+from criteria_hpo.confirmation.test_predictions import folder_probs
+from criteria_hpo.core.stopping import StopRequest
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.execution.study import run_hpo
 from criteria_hpo.model.encoders import load_encoder, load_tokenizer
 from criteria_hpo.model.families import tiny_encoder
-from criteria_hpo.results.test_set import refit_best
 from criteria_hpo.training.checkpoint import Checkpoints
 from criteria_hpo.training.cross_validation import run_single_fold
 from criteria_hpo.training.fold import Observer
@@ -65,16 +67,18 @@ def same(one, other):
 
 def test_a_whole_study_is_the_same_to_the_bit(tmp_path, rewriter):
     """Scores, settings and the refit on posts with tokens that the search never saw, with reworded posts; one worker."""
-    runs = []
+    runs, answers = [], []
     for compact in (True, False):
         words = [*SMALL, *REWORDED, "n_trials=2", "hpo.pruner.type=none", "hpo.metric=average_precision"]
         words += [f"hpo.study_name=compact-{compact}", f"studies_dir='{tmp_path}'", f"training.compact_vocabulary={compact}"]
         run = run_hpo(load_config([*words, "hpo.search_space.batch_size.choices=[16]"]))
-        refit = refit_best(run)
+        refit = Refit("winner", 1, run.cfg.hpo.default_setting, 1)
+        make_refits(run, [refit], StopRequest(""))
+        answers.append(folder_probs(run, refit.folder(run.cfg), run.data.test))
         trials = [(t.params, t.value, t.user_attrs["fold_scores"]) for t in run.study.trials]
-        runs.append((trials, refit.probs.tolist(), refit.held_out.tolist(), run.study.user_attrs["identity"]))
+        runs.append((trials, run.study.user_attrs["identity"]))
         assert (run.setup().classifier.vocabulary is not None) == compact
-    assert runs[0] == runs[1] and len(runs[0][0]) == 2
+    assert runs[0] == runs[1] and len(runs[0][0]) == 2 and np.allclose(*answers, atol=1e-6)
 
 
 def test_a_saved_model_reads_what_training_never_saw(setups, whole, tmp_path, tell):
