@@ -6,7 +6,7 @@
 __all__ = ['N_GRID', 'N_STEPS', 'N_INNER', 'LEAST_NOISE', 'Quality', 'fit_quality', 'Draws', 'draw_selections', 'Selection',
            'group_variance', 'select']
 
-# %% ../../nbs/evaluation/60_selection.ipynb #0bed58b2
+# %% ../../nbs/evaluation/60_selection.ipynb #f65fa44e
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,14 @@ from scipy import stats
 from .contributions import Folds, group_deviations
 from .metrics import scored, weighted_scores
 
-# %% ../../nbs/evaluation/60_selection.ipynb #00c63f38
+# %% ../../nbs/evaluation/60_selection.ipynb #5976caae
 def _moments(weights: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return mean and variance, (m,), of distributions over the grid whose weights (m, n) need not sum to 1."
     weights = weights / weights.sum(axis=1, keepdims=True)
     mean = weights @ grid
     return mean, weights @ grid**2 - mean**2
 
-# %% ../../nbs/evaluation/60_selection.ipynb #4279a558
+# %% ../../nbs/evaluation/60_selection.ipynb #16e1fe95
 @dataclass(frozen=True)
 class Quality:
     """The model `score = fold effect + quality + luck` of a study's fold scores, fitted by `fit_quality`.
@@ -54,7 +54,7 @@ class Quality:
         mean, variance = self.given(*self.totals(scores))
         return self.folds.mean() + mean, np.sqrt(np.maximum(variance, 0.0))
 
-# %% ../../nbs/evaluation/60_selection.ipynb #013851e8
+# %% ../../nbs/evaluation/60_selection.ipynb #d47faa34
 N_GRID, N_STEPS, N_INNER = 120, 25, 20
 LEAST_NOISE = 1e-4
 
@@ -88,7 +88,7 @@ def fit_quality(scores: np.ndarray) -> Quality:
         quality = _better(quality, scores, N_INNER)
     return quality
 
-# %% ../../nbs/evaluation/60_selection.ipynb #1ba90c4e
+# %% ../../nbs/evaluation/60_selection.ipynb #84b91acd
 @dataclass(frozen=True)
 class Draws:
     "Bootstrap draws of the selection: the row of each winner, and its score on the groups left out, both (n_draws,)."
@@ -111,7 +111,7 @@ def _shares(counts: np.ndarray, of_group: np.ndarray, n_folds: int) -> np.ndarra
     within = _by_fold(counts, of_group, n_folds)[:, of_group]
     return np.divide(counts, within, out=np.zeros_like(counts), where=within > 0)
 
-# %% ../../nbs/evaluation/60_selection.ipynb #f822a6d8
+# %% ../../nbs/evaluation/60_selection.ipynb #340fde26
 def draw_selections(
     quality: Quality,
     scores: np.ndarray,  # fold scores (n_settings, n_folds), NaN where a fold is missing
@@ -145,14 +145,14 @@ def draw_selections(
         left_out.append(quality.folds.mean() + level.mean(axis=1) + above / count[best])
     return Draws(np.concatenate(winners), np.concatenate(left_out))
 
-# %% ../../nbs/evaluation/60_selection.ipynb #13ce4f02
+# %% ../../nbs/evaluation/60_selection.ipynb #48033caa
 @dataclass(frozen=True)
 class Selection:
     """A search's winner and the correction of its score.
 
     `row`: of the winner; `search`: its mean score; `corrected`, `low`, `high`: its expected score on new posts with new training,
-    and its 95 % interval; `bootstrap`: mean over draws of the winner's score on the groups left out; `wins` (n_settings,): share
-    of the draws that each setting wins.
+    and its 95 % interval; `bootstrap`: mean over draws of the winner's score on the groups left out; `expected`,
+    `wins` (n_settings,): expected score of each setting, and share of the draws that it wins.
     """
 
     row: int
@@ -161,9 +161,10 @@ class Selection:
     low: float
     high: float
     bootstrap: float
+    expected: np.ndarray
     wins: np.ndarray
 
-# %% ../../nbs/evaluation/60_selection.ipynb #a24cce55
+# %% ../../nbs/evaluation/60_selection.ipynb #225f444c
 def group_variance(metric: str, data: Folds, logits: np.ndarray) -> float:
     "Return the variance of a setting's mean fold score over groups, by the jackknife within folds; `logits` (n,)."
     where, n_folds, variance = data.of_groups(), int(data.folds.max()) + 1, 0.0
@@ -175,7 +176,7 @@ def group_variance(metric: str, data: Folds, logits: np.ndarray) -> float:
         variance += (len(groups) - 1) / len(groups) * ((known - known.mean()) ** 2).sum() if len(known) else 0.0
     return variance / n_folds**2
 
-# %% ../../nbs/evaluation/60_selection.ipynb #20a0cfc5
+# %% ../../nbs/evaluation/60_selection.ipynb #d701d05b
 def select(
     metric: str, data: Folds, scores: np.ndarray, logits: np.ndarray, n_draws: int = 1000, seed: int = 0, quiet: bool = True
 ) -> Selection:
@@ -186,11 +187,9 @@ def select(
     quality, row = fit_quality(scores), int(np.nanargmax(scores.mean(axis=1)))
     deviations, of_group = group_deviations(metric, data, logits, quiet), data.of_groups()
     draws = draw_selections(quality, scores, deviations, of_group, n_draws, seed)
-    (corrected,), (sd,) = quality.expected(scores[[row]])
-    reach = stats.t.ppf(0.975, max(len(of_group) - scores.shape[1], 1)) * np.hypot(
-        sd, group_variance(metric, data, logits[row]) ** 0.5
-    )
-    return Selection(
-        row, float(scores[row].mean()), *map(float, (corrected, corrected - reach, corrected + reach, draws.left_out.mean())),
-        draws.wins(len(scores)),
-    )  # fmt: skip
+    expected, sd = quality.expected(scores)
+    freedom = max(len(of_group) - scores.shape[1], 1)
+    reach = stats.t.ppf(0.975, freedom) * np.hypot(sd[row], group_variance(metric, data, logits[row]) ** 0.5)
+    middle = expected[row]
+    four = (middle, middle - reach, middle + reach, draws.left_out.mean())
+    return Selection(row, float(scores[row].mean()), *map(float, four), expected, draws.wins(len(scores)))
