@@ -92,9 +92,11 @@ def command_hpo(cfg: Config) -> None:
         from criteria_hpo.execution.study import run_hpo
 
     run = run_hpo(cfg)
+    from criteria_hpo.results.corrected import correct, correction_text
     from criteria_hpo.results.stored import plots_text, report_text, test_text  # draws plots, which the search does not need
 
     print(report_text(cfg, run.study))
+    print(f"\nThe luck of the best\n{correction_text(*correct(run))}")
     print(f"\n{plots_text(cfg, run.study)}")
     print(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}")
 

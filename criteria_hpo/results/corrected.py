@@ -6,9 +6,10 @@
 __all__ = ['MIN_TRIALS', 'TOP', 'SELECTION', 'Correction', 'Scored', 'scored_trials', 'folds_of', 'obstacle', 'winners_table',
            'correction_lines', 'correct', 'correct_study', 'correction_text', 'stored_correction']
 
-# %% ../../nbs/results/45_corrected.ipynb #99a98c9e
+# %% ../../nbs/results/45_corrected.ipynb #61763803
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -21,14 +22,15 @@ from ..core.files import write_atomic
 from ..data.study_data import Data
 from ..evaluation.contributions import Folds
 from ..evaluation.selection import Selection, select
-from ..execution.checks import TOO_FEW_GROUPS
-from ..execution.study import StudyRun
 from ..pruning.pruner import is_comparable
 from ..search.samplers import slot_of
 from ..storage.ledger_tables import LedgerReader
 from ..storage.predictions import out_of_fold
 
-# %% ../../nbs/results/45_corrected.ipynb #059aee31
+if TYPE_CHECKING:  # `command=report` needs no torch
+    from criteria_hpo.execution.study import StudyRun
+
+# %% ../../nbs/results/45_corrected.ipynb #13f712b3
 @dataclass(frozen=True)
 class Scored:
     "Trials of a study: `scores` (m, n_folds), NaN where a fold is missing; `logits` (m, n), NaN where no prediction is stored."
@@ -57,7 +59,7 @@ def scored_trials(study: optuna.Study, ledger: LedgerReader, data: Data) -> Scor
             logits[row] = found
     return Scored(trials, scores, logits)
 
-# %% ../../nbs/results/45_corrected.ipynb #105b4136
+# %% ../../nbs/results/45_corrected.ipynb #bdf39487
 def folds_of(data: Data, n_folds: int) -> tuple[Folds, np.ndarray]:
     "Return the pairs of the first `n_folds` folds, in the order of their rows, and these rows."
     fold = np.full(len(data.dev), -1)
@@ -68,14 +70,18 @@ def folds_of(data: Data, n_folds: int) -> tuple[Folds, np.ndarray]:
     groups, criteria = (pd.factorize(pairs[name].astype(str), sort=True)[0] for name in ("group_id", "criterion_id"))
     return Folds(pairs.label.to_numpy().astype(bool), groups, criteria, fold[rows]), rows
 
-# %% ../../nbs/results/45_corrected.ipynb #b8e0fadd
+# %% ../../nbs/results/45_corrected.ipynb #ccf5c209
 MIN_TRIALS = 20
 
 
 def obstacle(table: Scored, n_groups: int) -> str | None:
     "Return why the search's score cannot be corrected, or None."
+    from criteria_hpo.execution.checks import TOO_FEW_GROUPS  # imports torch
+
     if not table.complete.any():
         return "no trial is complete"
+    if np.nanmin(table.scores) == np.nanmax(table.scores):
+        return "all trials have the same score"
     if table.scores.shape[1] < 2:
         return "with one fold per trial, luck cannot be told from quality"
     if len(table.trials) < MIN_TRIALS:
@@ -87,7 +93,7 @@ def obstacle(table: Scored, n_groups: int) -> str | None:
         return "its predictions are not stored; they are in studies begun with this version on these data"
     return None
 
-# %% ../../nbs/results/45_corrected.ipynb #5fb455b9
+# %% ../../nbs/results/45_corrected.ipynb #fdb8ccd8
 TOP = 10
 
 
@@ -114,7 +120,7 @@ def correction_lines(table: Scored, found: Selection, metric: str) -> list[str]:
         "The corrected score is nearly free of luck, but it has seen these posts; only the test score is unbiased.",
     ]
 
-# %% ../../nbs/results/45_corrected.ipynb #690fb59c
+# %% ../../nbs/results/45_corrected.ipynb #949c37ff
 SELECTION = "selection.json"
 Correction = tuple[pd.DataFrame, list[str]]
 
@@ -128,8 +134,8 @@ def _correction(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Conf
     found = select(cfg.hpo.metric, pairs, table.scores, table.logits[:, rows], seed=cfg.seed, quiet=False)
     return (winners_table(table, found), correction_lines(table, found, cfg.hpo.metric)), found
 
-# %% ../../nbs/results/45_corrected.ipynb #21e8ca36
-def correct(run: StudyRun) -> Correction:
+# %% ../../nbs/results/45_corrected.ipynb #be8cbdc2
+def correct(run: "StudyRun") -> Correction:
     "Return the most frequent winners and sentences on the corrected score, and store them in the study's folder."
     return correct_study(run.study, run.ledger, run.data, run.cfg)
 
@@ -146,7 +152,7 @@ def correct_study(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Co
     write_atomic(folder / SELECTION, json.dumps(stored, indent=1) + "\n")
     return winners, lines
 
-# %% ../../nbs/results/45_corrected.ipynb #ac16c5f2
+# %% ../../nbs/results/45_corrected.ipynb #5d3f9364
 def correction_text(winners: pd.DataFrame, lines: list[str]) -> str:
     "Return table and sentences as plain text."
     shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).to_string() + "\n" if len(winners) else ""
