@@ -6,7 +6,7 @@
 __all__ = ['N_GRID', 'N_STEPS', 'N_INNER', 'LEAST_NOISE', 'Quality', 'fit_quality', 'Draws', 'draw_selections', 'Selection',
            'group_variance', 'select']
 
-# %% ../../nbs/evaluation/60_selection.ipynb #f65fa44e
+# %% ../../nbs/evaluation/60_selection.ipynb #2cf1e789
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,14 @@ from scipy import stats
 from .contributions import Folds, group_deviations
 from .metrics import scored, weighted_scores
 
-# %% ../../nbs/evaluation/60_selection.ipynb #5976caae
+# %% ../../nbs/evaluation/60_selection.ipynb #b2ea94d8
 def _moments(weights: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return mean and variance, (m,), of distributions over the grid whose weights (m, n) need not sum to 1."
     weights = weights / weights.sum(axis=1, keepdims=True)
     mean = weights @ grid
     return mean, weights @ grid**2 - mean**2
 
-# %% ../../nbs/evaluation/60_selection.ipynb #16e1fe95
+# %% ../../nbs/evaluation/60_selection.ipynb #675fa29d
 @dataclass(frozen=True)
 class Quality:
     """The model `score = fold effect + quality + luck` of a study's fold scores, fitted by `fit_quality`.
@@ -54,7 +54,7 @@ class Quality:
         mean, variance = self.given(*self.totals(scores))
         return self.folds.mean() + mean, np.sqrt(np.maximum(variance, 0.0))
 
-# %% ../../nbs/evaluation/60_selection.ipynb #d47faa34
+# %% ../../nbs/evaluation/60_selection.ipynb #57847467
 N_GRID, N_STEPS, N_INNER = 120, 25, 20
 LEAST_NOISE = 1e-4
 
@@ -88,7 +88,7 @@ def fit_quality(scores: np.ndarray) -> Quality:
         quality = _better(quality, scores, N_INNER)
     return quality
 
-# %% ../../nbs/evaluation/60_selection.ipynb #84b91acd
+# %% ../../nbs/evaluation/60_selection.ipynb #d15dece2
 @dataclass(frozen=True)
 class Draws:
     "Bootstrap draws of the selection: the row of each winner, and its score on the groups left out, both (n_draws,)."
@@ -111,7 +111,7 @@ def _shares(counts: np.ndarray, of_group: np.ndarray, n_folds: int) -> np.ndarra
     within = _by_fold(counts, of_group, n_folds)[:, of_group]
     return np.divide(counts, within, out=np.zeros_like(counts), where=within > 0)
 
-# %% ../../nbs/evaluation/60_selection.ipynb #340fde26
+# %% ../../nbs/evaluation/60_selection.ipynb #c3610d3a
 def draw_selections(
     quality: Quality,
     scores: np.ndarray,  # fold scores (n_settings, n_folds), NaN where a fold is missing
@@ -145,7 +145,7 @@ def draw_selections(
         left_out.append(quality.folds.mean() + level.mean(axis=1) + above / count[best])
     return Draws(np.concatenate(winners), np.concatenate(left_out))
 
-# %% ../../nbs/evaluation/60_selection.ipynb #48033caa
+# %% ../../nbs/evaluation/60_selection.ipynb #3c884259
 @dataclass(frozen=True)
 class Selection:
     """A search's winner and the correction of its score.
@@ -164,7 +164,7 @@ class Selection:
     expected: np.ndarray
     wins: np.ndarray
 
-# %% ../../nbs/evaluation/60_selection.ipynb #225f444c
+# %% ../../nbs/evaluation/60_selection.ipynb #88a896cb
 def group_variance(metric: str, data: Folds, logits: np.ndarray) -> float:
     "Return the variance of a setting's mean fold score over groups, by the jackknife within folds; `logits` (n,)."
     where, n_folds, variance = data.of_groups(), int(data.folds.max()) + 1, 0.0
@@ -176,7 +176,7 @@ def group_variance(metric: str, data: Folds, logits: np.ndarray) -> float:
         variance += (len(groups) - 1) / len(groups) * ((known - known.mean()) ** 2).sum() if len(known) else 0.0
     return variance / n_folds**2
 
-# %% ../../nbs/evaluation/60_selection.ipynb #d701d05b
+# %% ../../nbs/evaluation/60_selection.ipynb #cf33a401
 def select(
     metric: str, data: Folds, scores: np.ndarray, logits: np.ndarray, n_draws: int = 1000, seed: int = 0, quiet: bool = True
 ) -> Selection:
@@ -190,6 +190,6 @@ def select(
     expected, sd = quality.expected(scores)
     freedom = max(len(of_group) - scores.shape[1], 1)
     reach = stats.t.ppf(0.975, freedom) * np.hypot(sd[row], group_variance(metric, data, logits[row]) ** 0.5)
-    middle = expected[row]
-    four = (middle, middle - reach, middle + reach, draws.left_out.mean())
-    return Selection(row, float(scores[row].mean()), *map(float, four), expected, draws.wins(len(scores)))
+    middle, reach, out = float(expected[row]), float(reach), float(draws.left_out.mean())
+    search = float(scores[row].mean())
+    return Selection(row, search, middle, middle - reach, middle + reach, out, expected, draws.wins(len(scores)))
