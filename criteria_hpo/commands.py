@@ -120,10 +120,12 @@ def command_status(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #b9658891
 def command_report(cfg: Config) -> None:
     "Print the results of a study and its stored test result, and redraw its plots; trains nothing."
+    from criteria_hpo.results.corrected import stored_correction
     from criteria_hpo.results.stored import plots_text, report_text, stored_study, test_text
 
     study = stored_study(cfg)
     print(report_text(cfg, study))
+    print(f"\nThe luck of the best\n{stored_correction(cfg, study)}")
     print(f"\n{plots_text(cfg, study)}\n\n{test_text(cfg, study)}")
 
 # %% ../nbs/40_commands.ipynb #e253a5b7
