@@ -84,8 +84,10 @@ def group_influence(
         raise ConfigError(f"macro_f1 needs the criterion of each pair: record the table with one of {', '.join(INFLUENCES)}")
     if metric in ("average_precision", "macro_f1") and not labels.any():
         return float("nan"), np.full(numbers.max() + 1, np.nan)
-    by_criterion = metric == "macro_f1" and criteria is not None
-    score, each = macro_f1_influence(labels, logits, criteria) if by_criterion else INFLUENCES[metric](labels, logits)
+    if metric == "macro_f1" and criteria is not None:
+        score, each = macro_f1_influence(labels, logits, criteria)
+    else:
+        score, each = INFLUENCES[metric](labels, logits)
     return score, np.bincount(numbers, weights=each)
 
 # %% ../../nbs/pruning/20_racing.ipynb #01924022

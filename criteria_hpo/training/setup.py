@@ -146,8 +146,8 @@ def make_setup(
     at_once = processes_at_once(cfg.folds_at_once, device, cfg.threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
     sizes = physical, evaluation
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
-    scoring = {"criteria": criterion_numbers(data.dev), "threshold": cfg.objective.threshold}
-    return replace(made, **scoring, **gpu_fields(cfg, classifier, device))
+    made = replace(made, criteria=criterion_numbers(data.dev), threshold=cfg.objective.threshold)
+    return replace(made, **gpu_fields(cfg, classifier, device))
 
 # %% ../../nbs/training/80_setup.ipynb #98d6d2e0
 def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
