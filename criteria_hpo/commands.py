@@ -157,7 +157,7 @@ def command_probe(cfg: Config) -> None:
     for gpu in get_gpu_vram_info():
         print(f"GPU {gpu['index']}: {gpu['name']}, {gpu['total_gb']:.2f} GB, of which {gpu['available_gb']:.1f} GB are free")
     classifier, _, device = prepare_classifier(cfg)
-    where = "the first GPU" if device.type == "cuda" else f"the CPU (no GPU found), threads={cfg.threads}"
+    where = "the first GPU" if device.type == "cuda" else f"the CPU (no GPU found), threads={cfg.known_threads}"
     print(f"Training on {where}, in {resolve_precision(device, cfg.training.precision)}")
     for line in probe_lines(cfg, classifier, device, Card(device) if device.type == "cuda" else None):
         print(line)

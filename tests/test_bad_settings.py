@@ -63,7 +63,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "model.keep_layers=[7]": ("model.keep_layers=[7]", "2 layers to select from"),
     "model.keep_layers=[]": ("model.keep_layers=[]: must be a non-empty list, each a whole number at least 0",),
     "training.num_epochs=99999999999999999999999": ("training.num_epochs=999", "at most 1000000"),
-    "threads=100000": ("threads=100000: must be a whole number at least 1 and at most 1024",),
+    "threads=100000": ("threads=100000: must be a whole number at least 1 and at most 1024 or auto",),
     "hpo.study_name=gallery": ("hpo.study_name=gallery", "neither gallery nor params"),
     "hpo.study_name=Params": ("hpo.study_name=Params", "neither gallery nor params"),
     "model.keep_layers=[1,0]": ("model.keep_layers=[1, 0]", "in ascending order: [0, 1]"),

@@ -42,7 +42,7 @@ VARIANTS_STOPPED = "stopped; the variants made so far are kept, run the same com
 def study_variants(cfg: Config, dev: pd.DataFrame, method: str, request: StopRequest | None = None) -> Variants:
     "Return the variants of the dev pairs by one method, from the cache or newly made; raise `Interrupted` on a stop request."
     request = request or StopRequest("")
-    torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(cfg.known_threads)
     device = pick_device()
     set_numerics(device, cfg.training.tf32, cfg.training.deterministic)
     model = resolve_model(cfg.augmentation.model_name, "augmentation.model_name") if method == "contextual" else ""

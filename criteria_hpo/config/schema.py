@@ -338,7 +338,7 @@ class Config(Frozen):
     n_trials: Annotated[int, Field(ge=1, le=10_000_000)] = 2000
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 2
     folds_at_once: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     studies_dir: Annotated[Place, Field(min_length=1)] | None = None
     debug: bool = False
@@ -350,6 +350,11 @@ class Config(Frozen):
     evaluate: EvaluateConfig = EvaluateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
+
+    @property
+    def known_threads(self) -> int:
+        "The number of threads of a process: `threads`, or 1 while `auto` is undecided."
+        return 1 if self.threads == "auto" else self.threads
 
     @property
     def folds_per_trial(self) -> int:

@@ -34,6 +34,7 @@ from .batch_sizes import STEP, has_valid_sizes, new_step, store_sizes, stored_si
 from .checks import check_model, check_study
 from criteria_hpo.execution.identity import (
     check_identity,
+    keep_threads,
     open_ledger,
     open_study,
     pin_variants,
@@ -252,7 +253,8 @@ def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True
     if "files" not in study.user_attrs:
         study.set_user_attr("files", file_hashes(cfg.data))
     before = study.user_attrs.get("n_trials")
-    run = StudyRun(resolve_n_trials(cfg, study, ledger, keep_n_trials), data, study, ledger)
+    cfg = keep_threads(resolve_n_trials(cfg, study, ledger, keep_n_trials), data, study, ledger)
+    run = StudyRun(cfg, data, study, ledger)
     if not keep_n_trials and before not in (None, run.cfg.n_trials):
         logger.info("n_trials: %d -> %d", before, run.cfg.n_trials)
         try_write_manifest(run)
@@ -307,7 +309,7 @@ worker_process()
 def _study_pool(run: StudyRun) -> WorkerPool:
     "Return the pool of processes that run the study."
     cfg = run.cfg
-    environment = functools.partial(worker_environment, cfg.threads, cfg.workers, gpus=visible_gpus())
+    environment = functools.partial(worker_environment, cfg.known_threads, cfg.workers, gpus=visible_gpus())
     task = cfg.model_copy(update={"workers": 1}).model_dump_json()
     made_progress = functools.partial(has_finished_trial, run.ledger)
     return WorkerPool([sys.executable, "-c", WORKER_CODE], task, make_study_dir(cfg), environment, made_progress)

@@ -107,18 +107,22 @@ def question_of(model: PreTrainedModel, **more: Any) -> dict[str, Any]:
 
 # %% ../../nbs/speed/40_machine_choice.ipynb #5cbce58b
 def remembered(
-    question: dict[str, Any], folder: Path, allowed: tuple[str, ...], measure: Callable[[], tuple[str, dict[str, float]]]
+    question: dict[str, Any],
+    folder: Path,
+    allowed: tuple[str, ...],
+    measure: Callable[[], tuple[str, dict[str, float]]],
+    what: str = "attention",
 ) -> str:
     "The stored answer to `question` if it is one of `allowed`, else the choice of `measure()`, which is then stored."
     name = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"attention-{name}.json"
+    path = folder / f"{what}-{name}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["question"] == question and stored["choice"] in allowed:
             return str(stored["choice"])
     choice, seconds = measure()
     text = ", ".join(f"{name} {spent * 1e3:.0f} ms" for name, spent in seconds.items())
-    logger.info("Attention %s, measured on this machine (%s)", choice, text)
+    logger.info("%s %s, measured on this machine (%s)", what.capitalize(), choice, text)
     try:
         private_folder(folder)
         write_atomic(path, json.dumps({"question": question, "choice": choice, "seconds": seconds}, indent=2) + "\n")

@@ -67,7 +67,7 @@ def seed_everything(seed: int) -> None:
 # %% ../../nbs/training/80_setup.ipynb #f47f230d
 def prepare_classifier(cfg: Config) -> tuple[BERTClassifier, PreTrainedTokenizerBase, torch.device]:
     "Set threads, seeds, numerics and the share of the GPU; the classifier, its tokenizer and the device."
-    torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(cfg.known_threads)
     seed_everything(cfg.seed)
     device = pick_device()
     limit_memory(device)
@@ -143,7 +143,7 @@ def make_setup(
     probed = cfg.model_copy(update={"training": training})
     physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device)
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
-    at_once = processes_at_once(cfg.folds_at_once, device, cfg.threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
+    at_once = processes_at_once(cfg.folds_at_once, device, cfg.known_threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
     sizes = physical, evaluation
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
     made = replace(made, criteria=criterion_numbers(data.dev), threshold=cfg.objective.threshold)
