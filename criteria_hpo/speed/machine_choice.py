@@ -9,6 +9,7 @@ __all__ = ['ATTENTIONS', 'MARGIN', 'attention_of', 'set_attention', 'attentions'
 # %% ../../nbs/speed/40_machine_choice.ipynb #a9aa6a27
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -123,6 +124,8 @@ def remembered(
     choice, seconds = measure()
     text = ", ".join(f"{name} {spent * 1e3:.0f} ms" for name, spent in seconds.items())
     logger.info("%s %s, measured on this machine (%s)", what.capitalize(), choice, text)
+    if not all(map(math.isfinite, seconds.values())):
+        return choice  # a way that failed may work the next time
     try:
         private_folder(folder)
         write_atomic(path, json.dumps({"question": question, "choice": choice, "seconds": seconds}, indent=2) + "\n")
