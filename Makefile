@@ -136,6 +136,8 @@ benchmark: assets ## measure the speed beside other libraries, on an idle machin
 	case "$$device" in cpu) ;; cuda) nvidia-smi -L >/dev/null 2>&1 || { \
 	    echo "DEVICE=cuda needs an NVIDIA GPU, and nvidia-smi finds none: set DEVICE=cpu" >&2; exit 2; } ;; \
 	  *) echo "DEVICE=$$device is not supported: set DEVICE=cpu or DEVICE=cuda" >&2; exit 2 ;; esac; \
+	have='import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("sentence_transformers", "datasets", "accelerate"))))'; \
+	$(PY) -c "$$have" || { echo "Installing the libraries to compare with (a minute)"; $(PIP) --no-build-isolation -e ".[dev,bench]"; }; \
 	mkdir -p "studies/$$out"; \
 	exec $(PY) -m papermill --log-output --no-progress-bar studies/benchmark.ipynb "studies/$$out/benchmark.ipynb" -k python3 \
 	  -p device "$$device" -p size "$${SIZE:-full}" -p seeds 5 -r works "$$WORKS" -r out "$$out"

@@ -15,14 +15,12 @@ from unittest import mock
 import numpy as np
 from scipy import stats
 
-from .ours import switched_off
+from .ours import study_setup, switched_off
 from .runs import WITHOUT_ON
 from .work import Order, Work, prepare
 from ..config.load import load_config
-from ..data.study_data import load_data
 from ..training import epoch
 from ..training.cross_validation import run_single_fold
-from ..training.setup import make_setup
 
 # %% ../../nbs/benchmark/80_parity.ipynb #7dbade27
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def fold_losses(order: Order, seed: int, number: int = 1, dropout: float | None 
         hparams = hparams.model_copy(update={f"{role}_dropout": dropout for role in ("classifier", "hidden", "attention")})
     with switched_off(order.without), mock.patch.object(epoch, "accumulation_step", record):
         cfg = load_config(order.overrides)
-        setup = make_setup(cfg, load_data(cfg), hparams.batch_size)
+        setup = study_setup(cfg, hparams.batch_size)
         result = run_single_fold(setup, hparams, setup.folds[number - 1], seed)
     return np.array(losses), result.score
 
