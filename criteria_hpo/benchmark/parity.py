@@ -70,10 +70,10 @@ def fold_losses(order: Order, seed: int, number: int = 1, dropout: float | None 
     hparams = order.hparams[0]
     if dropout is not None:
         hparams = hparams.model_copy(update={f"{role}_dropout": dropout for role in ("classifier", "hidden", "attention")})
-    with switched_off(order.without), mock.patch.object(epoch, "accumulation_step", record):
-        cfg = load_config(order.overrides)
-        setup = study_setup(cfg, hparams.batch_size)
-        result = run_single_fold(setup, hparams, setup.folds[number - 1], seed)
+    with switched_off(order.without):
+        setup = study_setup(load_config(order.overrides), hparams.batch_size)
+        with mock.patch.object(epoch, "accumulation_step", record):
+            result = run_single_fold(setup, hparams, setup.folds[number - 1], seed)
     return np.array(losses), result.score
 
 # %% ../../nbs/benchmark/80_parity.ipynb #d6bd3b67
