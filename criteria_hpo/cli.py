@@ -26,7 +26,7 @@ from .config.load import load_config
 from .config.overrides import safe_url
 from .config.schema import Config
 from .core.errors import ConfigError, did_you_mean, guarded, logger
-from .core.stopping import SEARCH_STOPPED
+from .core.stopping import SEARCH_STOPPED, Interrupted
 
 _all_ = ["COMMANDS", "run_single_fold", "run_hpo_worker"]
 
@@ -79,6 +79,7 @@ examples
   criteria-hpo command=hpo n_trials=200 model=ID_OR_FOLDER data=pairs data.path=my.csv hpo.study_name=mine
   criteria-hpo command=status hpo.study_name=mine
   criteria-hpo command=report hpo.study_name=mine
+  criteria-hpo command=predict model=studies/mine/model input=posts.csv output=answers.csv
 
 Results are written to studies/NAME/: study.db, study.log, manifest.json, train.json, plots/. The cache folder is set by the
 environment variable CRITERIA_HPO_CACHE (default: ~/.cache/criteria_hpo). It holds downloads and, with augmentation, words of
@@ -147,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a busy machine
     try:
         return guarded(lambda: _help(words) if not words or {"-h", "--help", "help"} & set(words) else _run(words))
-    except KeyboardInterrupt:
-        print(f"criteria_hpo: {SEARCH_STOPPED}", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(f"criteria_hpo: {err if isinstance(err, Interrupted) else SEARCH_STOPPED}", file=sys.stderr)
         return 130
 
 

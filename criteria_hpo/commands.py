@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
-           'command_assets', 'command_purge_cache']
+           'command_assets', 'command_purge_cache', 'command_predict']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config.schema import Config
@@ -192,6 +193,16 @@ def command_purge_cache(cfg: Config) -> None:
             f"run command=purge_cache again once it trains"
         )
 
+# %% ../nbs/40_commands.ipynb #6f212d9c
+def command_predict(cfg: Config) -> None:
+    "Answer for every post of a file: command=predict model=FOLDER input=FILE output=FILE; run it again to continue."
+    with quick_imports():
+        from criteria_hpo.serving.predict import beside, predict_file
+
+    done, output = predict_file(cfg), Path(str(cfg.predict.output))
+    listed = f", which {beside(output, 'skipped.csv')} lists" if done.skipped else ""
+    print(f"{output}: {done.rows - done.skipped:,} posts answered, {done.skipped:,} rows skipped{listed}")
+
 # %% ../nbs/40_commands.ipynb #ddb83ffc
 COMMANDS = {
     "hpo": command_hpo,
@@ -202,6 +213,7 @@ COMMANDS = {
     "report": command_report,
     "check_data": command_check_data,
     "near_copies": command_near_copies,
+    "predict": command_predict,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'SAFE_WAYS', 'OLD_KEYS', 'COMPOSE_ERRORS', 'NO_WORKING_DIRECTORY', 'safe_url', 'reject_password',
            'check_overrides', 'reject_hydra', 'quote_override', 'translate_old_keys', 'reject_contradiction',
-           'hydra_overrides', 'choices_of', 'is_model', 'expand_models', 'reject_passwords_in', 'composed',
-           'failing_override', 'all_settings', 'choice_hint', 'hydra_line', 'compose_overrides']
+           'hydra_overrides', 'choices_of', 'is_model', 'expand_models', 'expand_predict', 'reject_passwords_in',
+           'composed', 'failing_override', 'all_settings', 'choice_hint', 'hydra_line', 'compose_overrides']
 
 # %% ../../nbs/config/20_overrides.ipynb #ec22258b
 import difflib
@@ -173,6 +173,14 @@ def expand_models(overrides: list[str]) -> list[str]:
         raise ConfigError(f"model={named} and model.model_name={other} name two models; give one of them")
     return expanded
 
+# %% ../../nbs/config/20_overrides.ipynb #2a39ecea
+def expand_predict(overrides: list[str]) -> list[str]:
+    "The arguments; those of `command=predict` with `model=`, `input=` and `output=` read as settings of `predict`."
+    if not any(override.lstrip("+") == "command=predict" for override in overrides):
+        return overrides
+    short = ("model=", "input=", "output=")
+    return [f"predict.{override}" if override.startswith(short) else override for override in overrides]
+
 # %% ../../nbs/config/20_overrides.ipynb #89eb266c
 def reject_passwords_in(node: Any, path: str = "") -> None:
     "Raise `ConfigError` for a password anywhere in a tree of plain values; the message names the setting."
@@ -250,7 +258,7 @@ def compose_overrides(overrides: list[str], model: type[BaseModel]) -> dict[str,
     "The composed tree, not yet validated against the model. Raises `ConfigError` with a message of one line."
     check_overrides(overrides)
     reject_contradiction(overrides)
-    overrides = expand_models(overrides)
+    overrides = expand_models(expand_predict(overrides))
     try:
         return composed(overrides, model)
     except FileNotFoundError:

@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'EvaluateConfig', 'Config']
+           'EvaluateConfig', 'PredictConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -331,6 +331,20 @@ class EvaluateConfig(Frozen):
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$", description="letters, digits and '_'")] = "confirm"
 
 # %% ../../nbs/config/30_schema.ipynb #ccffd2e7
+class PredictConfig(Frozen):
+    """What `command=predict` reads and writes. `model`: the folder of a model; null: that of the study, `hpo.study_name`.
+
+    `batch_size`: pairs computed at once. `device`: null for the first GPU, else the CPU. `overwrite`: replace an existing output.
+    """
+
+    model: Place | None = None
+    input: Place | None = None
+    output: Place | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    device: str | None = None
+    overwrite: bool = False
+
+# %% ../../nbs/config/30_schema.ipynb #b8b2af07
 class Config(Frozen):
     "The whole configuration of one run."
 
@@ -349,6 +363,7 @@ class Config(Frozen):
     hpo: HpoConfig = HpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    predict: PredictConfig = PredictConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
     @property
