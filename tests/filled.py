@@ -16,7 +16,8 @@ from optuna.distributions import distribution_to_json
 from criteria_hpo.config.load import load_config
 from criteria_hpo.pruning.pruner import FoldPruner
 from criteria_hpo.search import optuna_access
-from criteria_hpo.search.optuna_access import ColumnTpeSampler, optuna_tables
+from criteria_hpo.search.optuna_access import optuna_tables
+from criteria_hpo.search.optuna_samplers import ColumnTpeSampler
 from criteria_hpo.search.search_space import parse_space
 from criteria_hpo.storage.database import open_storage
 from criteria_hpo.storage.engine import make_engine

@@ -57,7 +57,7 @@ def opened_search(cfg: Config, data: Data | None = None) -> Iterator[StudyRun]:
         study = open_study(cfg, checked.data, ledger)
         if open_slots := len(ledger.slots(unfinished=True)):
             logger.warning("study '%s': %d trials have not ended; its best settings may change", study.study_name, open_slots)
-        yield StudyRun(keep_threads(cfg, study), checked.data, study, ledger)
+        yield StudyRun(keep_threads(cfg, checked.data, study, ledger), checked.data, study, ledger)
     finally:
         ledger.engine.dispose()
 
@@ -203,7 +203,7 @@ WORKER_CODE = "from criteria_hpo.confirmation.runs import worker_process; worker
 def _pool(confirmation: Confirmation) -> WorkerPool:
     "Return the pool of processes that run the confirmation."
     cfg = confirmation.search.cfg
-    environment = functools.partial(worker_environment, cfg.threads, cfg.workers, gpus=visible_gpus())
+    environment = functools.partial(worker_environment, cfg.known_threads, cfg.workers, gpus=visible_gpus())
     task = cfg.model_copy(update={"workers": 1}).model_dump_json()
     made_progress = functools.partial(has_finished_trial, confirmation.ledger)
     return WorkerPool([sys.executable, "-c", WORKER_CODE], task, make_study_dir(confirmation.cfg), environment, made_progress)

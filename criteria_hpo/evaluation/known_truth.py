@@ -183,7 +183,8 @@ def searched(study: Study, truth: np.polynomial.Polynomial, n_draws: int = 200) 
     ):
         found[name] = (value, value - half, value + half)
     top = complete[np.argsort(-quality.expected(scores[complete])[0])[:TOP]]
-    return {name: Score(*map(float, parts), float(truth(study.settings.strength[best]))) for name, parts in found.items()}, top
+    true = float(truth(study.settings.strength[best]))
+    return {name: Score(float(value), float(low), float(high), true) for name, (value, low, high) in found.items()}, top
 
 # %% ../../nbs/evaluation/70_known_truth.ipynb #d7a5a4e0
 def confirmed(rng: np.random.Generator, study: Study, top: np.ndarray, truth: np.polynomial.Polynomial) -> tuple[Score, int]:
@@ -226,7 +227,8 @@ class Case:
 
     def truths(self, n_sets: int) -> tuple[np.polynomial.Polynomial, np.polynomial.Polynomial]:
         "Return the truth of a fold and of the test, from about `n_sets` folds."
-        return tuple(true_score(n, max(n_sets * 10 // n, 50)) for n in (self.n_groups // N_FOLDS, self.test_groups))
+        fold, test = (true_score(n, max(n_sets * 10 // n, 50)) for n in (self.n_groups // N_FOLDS, self.test_groups))
+        return fold, test
 
     @property
     def test_groups(self) -> int:
@@ -249,7 +251,7 @@ def simulate(case: Case, n_sets: int = 20_000) -> Iterator[pd.DataFrame]:
         for number, rng, study in zip(numbers, rngs, studies, strict=True):
             scores, top = searched(study, of_fold)
             scores["confirmed"], row = confirmed(rng, study, top, of_fold)
-            scores["test"] = tested(rng, study.settings[[row]], case.test_groups, of_test)
+            scores["test"] = tested(rng, study.settings[np.array([row])], case.test_groups, of_test)
             rows += [{"study": number, "kind": kind, **vars(score)} for kind, score in scores.items()]
         yield pd.DataFrame(rows)
 

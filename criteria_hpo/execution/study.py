@@ -105,8 +105,7 @@ def _setup(cfg: Config, data: Data, study: optuna.Study, ledger: Ledger, request
     largest = largest_batch_size(space, cfg.hpo.default_setting)
     setup = make_setup(cfg, data, largest, sizes, reachable_options(space, cfg), used_methods(study), request)
     pin_variants(cfg, study, ledger, {method: dict(variants.about) for method, variants in setup.variants.items()})
-    setup = replace(setup, folds=setup.folds[: cfg.folds_per_trial])
-    setup = _with_stored_step(cfg, setup, study, bool(ledger.slots()))
+    setup = _with_stored_step(cfg, replace(setup, folds=setup.folds[: cfg.folds_per_trial]), study, bool(ledger.slots()))
     fixed = store_sizes(study, (setup.physical_batch_size, setup.eval_batch_size))
     if sizes is None:
         study.set_user_attr("gpu_share", gpu_share())

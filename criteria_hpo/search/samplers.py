@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..config.schema import SamplerConfig
 from ..core.seeds import derived_seed
-from .optuna_access import ChosenCmaEsSampler, ColumnTpeSampler, PointQmcSampler
+from .optuna_samplers import ChosenCmaEsSampler, ColumnTpeSampler, PointQmcSampler
 
 # %% ../../nbs/search/40_samplers.ipynb #ec0de8f6
 def sampler_seed(study_seed: int, slot: int) -> int:
