@@ -332,10 +332,7 @@ class EvaluateConfig(Frozen):
 
 # %% ../../nbs/config/30_schema.ipynb #ccffd2e7
 class PredictConfig(Frozen):
-    """What `command=predict` reads and writes. `model`: the folder of a model; null: that of the study, `hpo.study_name`.
-
-    `batch_size`: pairs computed at once. `device`: null for the first GPU, else the CPU. `overwrite`: replace an existing output.
-    """
+    "What `command=predict` reads and writes. `model` null: that of the study; `device` null: the first GPU, else the CPU."
 
     model: Place | None = None
     input: Place | None = None

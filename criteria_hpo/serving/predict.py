@@ -190,7 +190,7 @@ def predict_file(cfg: Config) -> Progress:
     question = {"input": input_hash(source), "model": read_facts(model)[3], "columns": names}
     progress = stored_progress(output, question, cfg.predict.overwrite)
     with open_posts(source, names) as posts, open_answers(output, progress) as answers, stoppable(STOPPED) as request:
-        torch.set_num_threads(cfg.threads)
+        torch.set_num_threads(torch.get_num_threads() if cfg.threads == "auto" else cfg.threads)
         predictor = Predictor(model, cfg.predict.device, cfg.predict.batch_size)
         if not progress.rows:
             empty = pd.DataFrame(columns=["post_id", "criterion_id", "probability", "decision"])
