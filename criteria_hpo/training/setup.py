@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Options', 'check_options', 'heaviest_options', 'seed_everything', 'prepare_classifier', 'used_ids',
-           'compact_vocabulary', 'gpu_fields', 'make_setup', 'refit_setup', 'Data', 'load_data']
+           'compact_vocabulary', 'gpu_fields', 'make_setup', 'Data', 'load_data']
 
 # %% ../../nbs/training/80_setup.ipynb #ed1540c6
 import random
@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,14 +20,12 @@ from ..augmentation.study_variants import make_variant_tokens
 from ..config.schema import Config, TrainingConfig
 from ..core.errors import logger
 from ..core.stopping import StopRequest
-from ..data.folds import Fold, refit_fold
 from ..data.study_data import Data, load_data
 from ..data.tokens import tokenise
 from ..gpu.compiling import CompileCount, compile_forward, use_tensor_rates
 from ..gpu.resident import ResidentCache
 from ..model.classifier import BERTClassifier, load_classifier
 from ..model.device import pick_device, set_numerics
-from ..model.encoders import study_tokenizer
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
@@ -148,13 +145,3 @@ def make_setup(
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
     made = replace(made, criteria=criterion_numbers(data.dev), threshold=cfg.objective.threshold)
     return replace(made, **gpu_fields(cfg, classifier, device))
-
-# %% ../../nbs/training/80_setup.ipynb #98d6d2e0
-def refit_setup(cfg: Config, data: Data, setup: TrainingSetup) -> tuple[TrainingSetup, Fold]:
-    "A setup over dev and test pairs, and the fold that trains on dev and scores the test rows."
-    both = pd.concat([data.dev, data.test], ignore_index=True)
-    tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
-    tokens = tokenise(both, tokenizer, cfg.model.max_length, cfg.model.long_posts)
-    setup.classifier.cover(tokens.input_ids)
-    fold = refit_fold(data.dev, len(data.test), cfg.seed, cfg.training.early_stopping.fraction)
-    return replace(setup, tokens=tokens, folds=(fold,), criteria=criterion_numbers(both)), fold
