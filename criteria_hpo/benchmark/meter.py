@@ -112,6 +112,7 @@ class Meter:
     device: str = "cpu"
     batches: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     depth: int = 0
+    layout: Any = None  # of the packed row that is being read
     forks: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -157,7 +158,11 @@ class Meter:
         def wrapped(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if self.depth == 0 and torch.is_grad_enabled() and ids is not None:
-                self.batches.append(batch_lengths(ids, kwargs.get("attention_mask")))
+                packed = self.layout is not None
+                found = (
+                    (self.layout.cu_seqlens.diff(), ids.numel()) if packed else batch_lengths(ids, kwargs.get("attention_mask"))
+                )
+                self.batches.append(found)
             self.depth += 1
             try:
                 return (timed if self.depth == 1 else call)(model, *args, **kwargs)
@@ -185,7 +190,28 @@ class Meter:
             stack.callback(before.remove)
             stack.callback(after.remove)
             stack.enter_context(self.in_forks())
+            stack.enter_context(self.in_packing())
             yield self
+
+    @contextmanager
+    def in_packing(self) -> Iterator[None]:
+        "Count packed rows text by text: to the encoder they look like one long text."
+        try:
+            from criteria_hpo.packing.encoder import PackedClassifier
+        except ImportError:  # the build before has none
+            yield
+            return
+        plain = PackedClassifier.forward
+
+        def counted(reader: Any, packed: Any) -> torch.Tensor:
+            self.layout = packed.layout
+            try:
+                return plain(reader, packed)
+            finally:
+                self.layout = None
+
+        with mock.patch.object(PackedClassifier, "forward", counted):
+            yield
 
     @contextmanager
     def in_forks(self) -> Iterator[None]:

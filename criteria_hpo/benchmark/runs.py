@@ -39,6 +39,7 @@ from ..core.errors import ConfigError, StudyError, guarded
 KINDS = {
     "ours": ("ours", "run"),
     "profile": ("ours", "profile_fold"),
+    "choose": ("ours", "choose"),
     "demo": ("ours", "demo"),
     "trainer": ("trainer", "run"),
     "cross_encoder": ("trainer", "run_cross_encoder"),
@@ -150,8 +151,7 @@ def extract_build(folder: Path, commit: str = BEFORE, root: Path | None = None) 
 class Contender:
     """A row of the table. `kind`: a key of `KINDS`; `before`: whether it is the build before.
 
-    `overrides`, `without`, `share` and `attention`: as in `Order`. `threads`: of a process, None: as the order says.
-    `rounds`: None: all of the work.
+    `overrides`, `without`, `share` and `attention`: as in `Order`. `rounds`: None: all of the work.
     """
 
     name: str
@@ -161,13 +161,12 @@ class Contender:
     share: float = 1.0
     attention: str = "sdpa"
     before: bool = False
-    threads: int | None = None
     rounds: int | None = None
 
     def order(self, order: Order) -> Order:
         "The contender's version of an order."
         own: dict[str, Any] = {"kind": self.kind, "share": self.share, "attention": self.attention, "without": list(self.without)}
-        return replace(order, overrides=[*order.overrides, *self.overrides], threads=self.threads or order.threads, **own)
+        return replace(order, overrides=[*order.overrides, *self.overrides], **own)
 
 
 OURS = Contender("this project")
@@ -185,20 +184,21 @@ ROWS = {
 
 # %% ../../nbs/benchmark/70_runs.ipynb #bc567a57
 SPEED = {
-    "cpu": ("folds_at_once=auto",),
+    "cpu": ("folds_at_once=auto", "threads=auto"),
     "cuda": ("training.gpu.batching=tokens", "training.gpu.packing=true", "training.gpu.deferred=true"),
 }
 WITHOUT = (
     Contender("without compact vocabulary", overrides=("training.compact_vocabulary=false",)),
     Contender("without joined tokens", without=("joined tokens",)),
 )
-SERIAL = Contender("without folds side by side", overrides=("folds_at_once=1",), threads=2)
+SERIAL = Contender("folds one by one", overrides=("folds_at_once=1", "threads=2"))
 WITHOUT_ON = {
     "cpu": (
         *WITHOUT,
         Contender("without measured attention", overrides=("model.attention=library",)),
         Contender("without word masks", overrides=("training.word_masks=false",)),
         Contender("without short clipping", without=("short clipping",)),
+        Contender("folds side by side", overrides=("threads=1",)),
         SERIAL,
     ),
     "cuda": (
@@ -216,9 +216,8 @@ def as_studied(contender: Contender, device: str) -> Contender:
     "A contender of this build with the settings of `SPEED` below its own; others as they are."
     if contender.kind not in ("ours", "profile") or contender.before:
         return contender
-    threads = contender.threads or (1 if device == "cpu" else None)
     rounds = None if contender.name == OURS.name else 1
-    return replace(contender, overrides=(*SPEED[device], *contender.overrides), threads=threads, rounds=rounds)
+    return replace(contender, overrides=(*SPEED[device], *contender.overrides), rounds=rounds)
 
 
 def contenders(work: Work, size: str, device: str = "cpu") -> list[Contender]:
@@ -297,6 +296,8 @@ def run_work(work: Work, size: str, device: str, threads: int) -> Runs:
     "The runs of all contenders of a work."
     with tempfile.TemporaryDirectory() as folder:
         order = prepare(work, work.size(size), Path(folder), device, threads)
+        chosen = run_process(replace(as_studied(OURS, device).order(order), kind="choose"))
+        print(f"{work.name}: this machine trains with {chosen.get('chosen', chosen)}")
         return run_contenders(contenders(work, size, device), order, work.size(size).rounds, f"{work.name} ({size})")
 
 # %% ../../nbs/benchmark/70_runs.ipynb #cf14666e
