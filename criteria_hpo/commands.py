@@ -159,7 +159,8 @@ def command_probe(cfg: Config) -> None:
         print(f"GPU {gpu['index']}: {gpu['name']}, {gpu['total_gb']:.2f} GB, of which {gpu['available_gb']:.1f} GB are free")
     classifier, _, device = prepare_classifier(cfg)
     where = "the first GPU" if device.type == "cuda" else f"the CPU (no GPU found), threads={cfg.known_threads}"
-    print(f"Training on {where}, in {resolve_precision(device, cfg.training.precision)}")
+    measured = " (the study measures whether bf16 is faster)" * (cfg.training.precision == "fastest" and device.type == "cpu")
+    print(f"Training on {where}, in {resolve_precision(device, cfg.training.precision)}{measured}")
     for line in probe_lines(cfg, classifier, device, Card(device) if device.type == "cuda" else None):
         print(line)
 

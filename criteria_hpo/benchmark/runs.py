@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'BEFORE', 'OURS', 'TRAINER', 'TRAINER_EAGER', 'CROSS_ENCODER', 'ORIGINAL', 'BUILD_BEFORE', 'ROWS', 'SPEED',
            'WITHOUT', 'SERIAL', 'WITHOUT_ON', 'Runs', 'measure', 'needed_flops', 'child_environment', 'run_process',
-           'main', 'extract_build', 'Contender', 'as_studied', 'contenders', 'alternate', 'ratios', 'build_before',
-           'start_contender', 'run_contenders', 'check_device', 'chosen_works', 'run_work', 'profile_work', 'run_demo',
-           'machine']
+           'main', 'extract_build', 'Contender', 'once', 'as_studied', 'contenders', 'alternate', 'ratios',
+           'build_before', 'start_contender', 'run_contenders', 'check_device', 'chosen_works', 'settled', 'run_work',
+           'profile_work', 'run_demo', 'machine']
 
 # %% ../../nbs/benchmark/70_runs.ipynb #6c39adbd
 import importlib
@@ -187,27 +187,34 @@ SPEED = {
     "cpu": ("folds_at_once=auto", "threads=auto"),
     "cuda": ("training.gpu.batching=tokens", "training.gpu.packing=true", "training.gpu.deferred=true"),
 }
+
+
+def once(name: str, *overrides: str, without: tuple[str, ...] = ()) -> Contender:
+    "A variant of this project that runs in the first round only."
+    return Contender(name, overrides=overrides, without=without, rounds=1)
+
+
 WITHOUT = (
-    Contender("without compact vocabulary", overrides=("training.compact_vocabulary=false",)),
-    Contender("without joined tokens", without=("joined tokens",)),
+    once("without compact vocabulary", "training.compact_vocabulary=false"),
+    once("without joined tokens", without=("joined tokens",)),
 )
-SERIAL = Contender("folds one by one", overrides=("folds_at_once=1", "threads=2"))
+SERIAL = once("folds one by one", "folds_at_once=1", "threads=2")
 WITHOUT_ON = {
     "cpu": (
         *WITHOUT,
-        Contender("without measured attention", overrides=("model.attention=library",)),
-        Contender("without word masks", overrides=("training.word_masks=false",)),
-        Contender("without short clipping", without=("short clipping",)),
-        Contender("folds side by side", overrides=("threads=1",)),
+        once("without measured attention", "model.attention=library"),
+        once("without word masks", "training.word_masks=false"),
+        once("without short clipping", without=("short clipping",)),
+        once("folds side by side", "threads=1"),
         SERIAL,
     ),
     "cuda": (
         *WITHOUT,
-        Contender("without token budget", overrides=("training.gpu.batching=rows",)),
-        Contender("without packing", overrides=("training.gpu.packing=false",)),
-        Contender("without resident tokens", overrides=("training.gpu.resident=false",)),
-        Contender("without deferred reading", overrides=("training.gpu.deferred=false",)),
-        Contender("with torch.compile", overrides=("training.gpu.packing=false", "training.gpu.compiled=true")),
+        once("without token budget", "training.gpu.batching=rows"),
+        once("without packing", "training.gpu.packing=false"),
+        once("without resident tokens", "training.gpu.resident=false"),
+        once("without deferred reading", "training.gpu.deferred=false"),
+        once("with torch.compile", "training.gpu.packing=false", "training.gpu.compiled=true"),
     ),
 }
 
@@ -216,8 +223,7 @@ def as_studied(contender: Contender, device: str) -> Contender:
     "A contender of this build with the settings of `SPEED` below its own; others as they are."
     if contender.kind not in ("ours", "profile") or contender.before:
         return contender
-    rounds = None if contender.name == OURS.name else 1
-    return replace(contender, overrides=(*SPEED[device], *contender.overrides), rounds=rounds)
+    return replace(contender, overrides=(*SPEED[device], *contender.overrides))
 
 
 def contenders(work: Work, size: str, device: str = "cpu") -> list[Contender]:
@@ -292,13 +298,24 @@ def chosen_works(device: str, names: str) -> list[Work]:
     return [work for name, work in WORKS[device].items() if not names or name in names.split()]
 
 
+def settled(rows: Sequence[Contender], attention: str | None) -> list[Contender]:
+    "The contenders, those of this build with the chosen attention, so that a variant does not measure it again."
+    given = () if attention is None else (f"model.attention={attention}",)
+
+    def needs(row: Contender) -> bool:
+        return row.kind == "ours" and not row.before and not any(word.startswith("model.attention=") for word in row.overrides)
+
+    return [replace(row, overrides=(*row.overrides, *given)) if needs(row) else row for row in rows]
+
+
 def run_work(work: Work, size: str, device: str, threads: int) -> Runs:
     "The runs of all contenders of a work."
     with tempfile.TemporaryDirectory() as folder:
         order = prepare(work, work.size(size), Path(folder), device, threads)
         chosen = run_process(replace(as_studied(OURS, device).order(order), kind="choose"))
         print(f"{work.name}: this machine trains with {chosen.get('chosen', chosen)}")
-        return run_contenders(contenders(work, size, device), order, work.size(size).rounds, f"{work.name} ({size})")
+        rows = settled(contenders(work, size, device), chosen.get("chosen", {}).get("attention"))
+        return run_contenders(rows, order, work.size(size).rounds, f"{work.name} ({size})")
 
 # %% ../../nbs/benchmark/70_runs.ipynb #cf14666e
 def profile_work(work: Work, size: str, device: str, threads: int) -> dict[str, dict[str, float]]:

@@ -138,7 +138,7 @@ class TrainingConfig(Frozen):
     gradient_checkpointing: bool = False
     focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
     focal_gamma_2_is_bce: bool = False
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fastest", "fp32", "bf16", "fp16"] = "auto"
     tf32: bool = True
     deterministic: bool = False
     word_masks: bool = True

@@ -107,7 +107,8 @@ class SettingObjective:
         setting, seed = pair_of(self.study, self.ledger, slot, len(self.candidates))
         hpo = self.cfg.hpo.model_copy(update={"default_setting": self.candidates[setting].setting})
         cfg = self.cfg.model_copy(update={"hpo": hpo, "seed": confirmation_seed(self.cfg, seed)})
-        setup = replace(self.setup, folds=self.cut(seed), training=cfg.training)
+        training = cfg.training.model_copy(update={"precision": self.setup.training.precision})  # as the search measured it
+        setup = replace(self.setup, folds=self.cut(seed), training=training)
         return Objective(cfg, self.study, self.ledger, setup, (), self.pruner, self.data.dev)
 
     def __call__(self, lease: Lease) -> None:

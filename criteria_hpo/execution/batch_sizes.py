@@ -31,7 +31,7 @@ from ..speed.machine_choice import question_of, remembered
 from ..speed.thread_choice import Start, fastest_threads
 from ..storage.database import exclusive
 from ..storage.ledger import Ledger
-from ..training.cross_validation import choose_attention
+from ..training.cross_validation import choose_attention, choose_precision, with_precision
 from ..training.epoch import TrainingSetup, epoch_batches, train_epoch
 from ..training.fold import start_training
 from ..training.setup import prepare_classifier, used_ids
@@ -93,11 +93,17 @@ def stored_step(study: optuna.Study, begun: bool) -> dict[str, Any] | None:
 
 # %% ../../nbs/execution/15_batch_sizes.ipynb #b7d3e0b9
 def new_step(cfg: Config, setup: TrainingSetup) -> dict[str, Any]:
-    "Return the attention and masks with which a study begins; an attention `auto` is measured, once per machine."
+    """Return the attention and masks with which a study begins, and its precision if that is `fastest`.
+
+    An attention `auto` and a precision `fastest` are measured, once per machine.
+    """
     setup = replace(setup, word_masks=cfg.training.word_masks and setup.device.type == "cpu")
-    space = parse_space(cfg.hpo.search_space)
-    attention = choose_attention(setup, cfg.model.attention, middle_setting(space, cfg.first_setting))
-    return {"attention": attention, "word_masks": setup.word_masks}
+    middle, measured = middle_setting(parse_space(cfg.hpo.search_space), cfg.first_setting), {}
+    if cfg.training.precision == "fastest":
+        measured = {"precision": choose_precision(setup, middle)}
+        setup = with_precision(setup, measured["precision"])
+    attention = choose_attention(setup, cfg.model.attention, middle)
+    return {"attention": attention, "word_masks": setup.word_masks, **measured}
 
 # %% ../../nbs/execution/15_batch_sizes.ipynb #f7934273
 SAMPLE = 512  # pairs

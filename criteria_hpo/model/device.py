@@ -20,7 +20,11 @@ def pick_device() -> torch.device:
 
 # %% ../../nbs/model/50_device.ipynb #345a6453
 def resolve_precision(device: torch.device, wanted: str) -> str:
-    "`fp32`, `bf16` or `fp16` for `training.precision`; raises a `ConfigError` for bf16 on a GPU without bf16."
+    """`fp32`, `bf16` or `fp16` for `training.precision`; `fastest`, before it is measured, is as `auto`.
+
+    Raises a `ConfigError` for bf16 on a GPU without bf16.
+    """
+    wanted = "auto" if wanted == "fastest" else wanted
     if device.type != "cuda":
         return "fp32" if wanted == "auto" else wanted
     native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .layout import Layout, rectangle_mask, repack, unpack
+from .position_kernel import bucket_tables, cannot_use, position_attention
 
 # %% ../../nbs/packing/30_disentangled.ipynb #e849332f
 def _heads(module: nn.Module, values: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ class FusedAttention:
         self.encoder = cast(Any, model.base_model.encoder)
         self.layout: Layout | None = None
         self.known: dict[tuple[int, torch.device], Tensor] = {}
+        self.tables: tuple[Tensor, Tensor, Tensor] | None = None  # of the kernels
         self.get_rel_pos = self.encoder.get_rel_pos
         self.modules = [layer.attention.self for layer in self.encoder.layer]
         for module in self.modules:
@@ -74,10 +76,31 @@ class FusedAttention:
             self.known[place] = self.get_rel_pos(states.new_zeros(1, length, 1))
         return self.known[place]
 
+    def tables_for(self, longest: int, span: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        "The `bucket_tables` for texts of `longest` tokens, made in steps of 512 tokens."
+        reach = -(-longest // 512) * 512
+        if self.tables is None or len(self.tables[0]) < 2 * reach - 1:
+            self.tables = bucket_tables(self.get_rel_pos(torch.zeros(1, reach, 1, device=device))[0], span)
+        return self.tables
+
     def key_mask(self, attention_mask: Tensor) -> Tensor:
         "The mask of the keys, bool (rows, 1, 1, length)."
         mask = attention_mask if self.layout is None else rectangle_mask(self.layout)
         return mask[:, None, None, :].bool()
+
+# %% ../../nbs/packing/30_disentangled.ipynb #f5d51857
+def _by_kernels(fused: FusedAttention, module: Any, projected: list[Tensor], embeddings: Tensor, rate: float) -> Tensor:
+    "Attention (t, heads, width) within the texts of the packed row in progress, from projected query, key and value."
+    assert fused.layout is not None
+    (query, key, value), span = projected, module.pos_ebd_size
+
+    def places(name: str) -> Tensor:
+        project = getattr(module, f"{name}_proj" if module.share_att_key else f"pos_{name}_proj")
+        return _heads(module, project(embeddings[: 2 * span]))
+
+    by_query, by_key = query.transpose(0, 1) @ places("key").mT, key.transpose(0, 1) @ places("query").mT
+    tables, scale = fused.tables_for(fused.layout.longest, span, query.device), 1 / math.sqrt(3 * query.shape[-1])
+    return position_attention(query, key, value, by_query, by_key, tables, fused.layout, rate, scale)
 
 # %% ../../nbs/packing/30_disentangled.ipynb #24ae89b6
 def _fused_forward(
@@ -93,6 +116,12 @@ def _fused_forward(
     "The forward pass of a `DisentangledSelfAttention`: output (rows, length, hidden), or (1, t, hidden) of a packed row."
     states, layout = hidden_states if query_states is None else query_states, fused.layout
     projected = module.query_proj(states), module.key_proj(hidden_states), module.value_proj(hidden_states)
+    rate = module.dropout.p if module.training else 0.0
+    if layout is not None and module.relative_attention:
+        heads = [x[0].unflatten(-1, (module.num_attention_heads, -1)) for x in projected]
+        if cannot_use(heads[0], 2 * module.pos_ebd_size, module.pos_att_type) is None:
+            found = _by_kernels(fused, module, heads, module.pos_dropout(rel_embeddings), rate)
+            return found.flatten(1)[None], None
     query, key, value = (_heads(module, x if layout is None else unpack(x[0], layout)) for x in projected)
     scale = 1 / math.sqrt(query.shape[-1] * (1 + sum(term in module.pos_att_type for term in ("c2p", "p2c"))))
     bias = torch.zeros_like(attention_mask, dtype=query.dtype)
@@ -100,7 +129,6 @@ def _fused_forward(
         assert relative_pos is not None and rel_embeddings is not None
         bias = position_scores(module, query, key, relative_pos[0], module.pos_dropout(rel_embeddings)) * scale
     bias = bias.masked_fill(~attention_mask, torch.finfo(query.dtype).min)
-    rate = module.dropout.p if module.training else 0.0
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate, scale=scale)
     output = output.transpose(1, 2).flatten(2)
     return (output if layout is None else repack(output, layout)[None]), None

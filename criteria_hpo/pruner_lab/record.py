@@ -30,6 +30,7 @@ from ..core.errors import ConfigError, StudyError, guarded, logger
 from ..core.seeds import derived_seed
 from ..data.folds import Fold, make_folds
 from ..data.study_data import Data
+from ..execution.batch_sizes import LIBRARY_STEP, new_step
 from ..execution.checks import check_study
 from ..execution.identity import differences, study_identity
 from ..execution.study import searchable
@@ -37,6 +38,7 @@ from .fold_logits import FoldLogits, pairs_table
 from .fold_table import EpochRow, TableFolder
 from ..search.dimensions import Dimension
 from ..search.search_space import largest_batch_size, parse_space, reachable_options, sample
+from ..training.cross_validation import with_step
 from criteria_hpo.training.epoch import (
     Diverged,
     TrainingSetup,
@@ -121,6 +123,7 @@ def same_table(table: TableFolder, about: dict[str, Any]) -> dict[str, Any]:
     "Return `about`; raise a `StudyError` if the folder holds another table. The number of repeats may change."
     now = json.loads(json.dumps(about))
     kept = table.about or now
+    now |= {"step": kept["step"]} if "step" in kept else {}
     if changes := differences(kept | {"repeats": now["repeats"]}, now):
         raise StudyError(
             f"{table.folder}: holds a table of other settings ({next(iter(changes.values()))}); undo the change, or name another"
@@ -140,8 +143,10 @@ def record(cfg: Config, folder: Path, repeats: int = 2) -> TableFolder:
     about = same_table(table, about_table(cfg, data, repeats))
     largest = largest_batch_size(declared, cfg.hpo.default_setting)
     setup = make_setup(cfg, data, largest, options=reachable_options(declared, cfg))
+    step = about.get("step") or (LIBRARY_STEP if table.about else new_step(cfg, setup))
+    setup = with_step(setup, **step)
     settings = random_settings(searchable(declared, setup.classifier.model), cfg.hpo.default_setting, cfg.n_trials, cfg.seed)
-    table.begin(about, [hparams.model_dump(mode="json", exclude_none=True) for hparams in settings])
+    table.begin(about | {"step": step}, [hparams.model_dump(mode="json", exclude_none=True) for hparams in settings])
     folds = [(r, fold) for r in range(repeats) for fold in repeat_folds(cfg, data, r)]
     logits = FoldLogits(folder, repeats)
     rows_of = [[fold.valid for r, fold in folds if r == repeat] for repeat in range(repeats)]

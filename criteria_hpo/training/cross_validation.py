@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURED_STEPS', 'Train', 'Results', 'POLL_SECONDS', 'with_sizes', 'DoesNotFit', 'halve_batch', 'run_single_fold',
-           'profile_fold', 'choose_attention', 'with_step', 'cross_validate']
+           'profile_fold', 'choose_attention', 'with_precision', 'choose_precision', 'with_step', 'cross_validate']
 
 # %% ../../nbs/training/60_cross_validation.ipynb #738da5fe
 import time
@@ -111,25 +111,44 @@ def choose_attention(setup: TrainingSetup, wanted: str, hparams: HParams) -> str
     model = setup.classifier.model
     if wanted != "auto":
         return attention_of(model) if wanted == "library" else wanted
-    allowed, threads = attentions(model), torch.get_num_threads()
+    allowed = attentions(model)
     if len(allowed) == 1 or setup.device.type != "cpu":
         return allowed[0]
-    rows = setup.tokens.lengths[setup.folds[0].train]
-    rates = {name: round(getattr(hparams, name), 2) for name in ("hidden_dropout", "attention_dropout")}
-    batch = {"batch": hparams.batch_size, "physical": setup.physical_batch_size, "tokens": np.quantile(rows, [0.5, 0.9]).tolist()}
-    question = question_of(model, **batch, **rates, word_masks=setup.word_masks, precision=setup.training.precision)
-    clock = time.process_time if threads == 1 else time.perf_counter
-    calls = {name: _steps_with(setup, hparams, name) for name in allowed}
-    choice = remembered(question, cache_dir() / "attention", allowed, partial(fastest, calls, clock=clock))
+    choice = _measured(setup, hparams, {name: _steps_with(setup, hparams, name) for name in allowed}, "attention")
     set_attention(model, allowed[0])
     return choice
 
 
-def with_step(setup: TrainingSetup, attention: str | None, word_masks: bool) -> TrainingSetup:
-    "The setup with this attention (None: the library's choice) and these dropout masks."
+def _measured(setup: TrainingSetup, hparams: HParams, calls: dict[str, Callable[[], object]], what: str) -> str:
+    "The name of the fastest call for this setting, by default the first; measured once per machine, then read from the cache."
+    rows = setup.tokens.lengths[setup.folds[0].train]
+    rates = {name: round(getattr(hparams, name), 2) for name in ("hidden_dropout", "attention_dropout")}
+    batch = {"batch": hparams.batch_size, "physical": setup.physical_batch_size, "tokens": np.quantile(rows, [0.5, 0.9]).tolist()}
+    same = {"word_masks": setup.word_masks, "precision": setup.training.precision}
+    question = question_of(setup.classifier.model, **batch, **rates, **same)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    return remembered(question, cache_dir() / what, tuple(calls), partial(fastest, calls, clock=clock), what)
+
+# %% ../../nbs/training/60_cross_validation.ipynb #1a67181e
+def with_precision(setup: TrainingSetup, precision: str) -> TrainingSetup:
+    "The setup with another `training.precision`."
+    return replace(setup, training=setup.training.model_copy(update={"precision": precision}))
+
+
+def choose_precision(setup: TrainingSetup, hparams: HParams) -> str:
+    "The precision for `training.precision: fastest`: on a CPU fp32 or bf16, measured once per machine; that of `auto` on a GPU."
+    if setup.device.type != "cpu":
+        return "auto"
+    own = attention_of(setup.classifier.model)
+    calls = {name: _steps_with(with_precision(setup, name), hparams, own) for name in ("fp32", "bf16")}
+    return _measured(setup, hparams, calls, "precision")
+
+
+def with_step(setup: TrainingSetup, attention: str | None, word_masks: bool, precision: str | None = None) -> TrainingSetup:
+    "The setup with this attention (None: the library's choice), these dropout masks and this precision (None: the setting's)."
     if attention is not None:
         set_attention(setup.classifier.model, attention)
-    return replace(setup, word_masks=word_masks)
+    return replace(setup if precision is None else with_precision(setup, precision), word_masks=word_masks)
 
 # %% ../../nbs/training/60_cross_validation.ipynb #f9210b6a
 Train = Callable[[TrainingSetup, Fold, Observer], FoldResult]
