@@ -103,13 +103,15 @@ def command_hpo(cfg: Config) -> None:
 
 # %% ../nbs/40_commands.ipynb #c0f1a002
 def command_evaluate(cfg: Config) -> None:
-    "Confirm the best settings of a search on folds cut anew, refit the winner, and score it once on the test posts."
+    "Confirm the best settings of a search, refit the winner, score it once on the test posts, and write its model."
     with quick_imports():
         from criteria_hpo.config.paths import study_dir
         from criteria_hpo.confirmation.evaluate import evaluate
+        from criteria_hpo.serving.study_model import usage_line
 
     result, folder = evaluate(cfg), study_dir(cfg)
     print(f"{result.text()}\n\nTables: {folder / 'evaluation'}, weights: {folder / 'refits'}, picture: {folder / 'plots'}")
+    print(usage_line(result.model))
 
 # %% ../nbs/40_commands.ipynb #02b93d3a
 def command_status(cfg: Config) -> None:

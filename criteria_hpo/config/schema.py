@@ -321,13 +321,15 @@ class EvaluateConfig(Frozen):
     """The confirmation of a search: the best `top` settings and the default, each with `seeds` new cuts of folds.
 
     `choose`: the best mean, or the fastest setting within one standard error of it. `refits`: final trainings of the winner and
-    of the default setting. `suffix`: the confirmation is the study NAME-SUFFIX.
+    of the default setting. `ensemble`: the model averages all refits of the winner, else it is the first one. `suffix`: the
+    confirmation is the study NAME-SUFFIX.
     """
 
     top: Annotated[int, Field(ge=1, le=1000)] = 10
     seeds: Annotated[int, Field(ge=1, le=100)] = 5
     choose: Literal["best", "fastest"] = "best"
     refits: Annotated[int, Field(ge=1, le=100)] = 5
+    ensemble: bool = False
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$", description="letters, digits and '_'")] = "confirm"
 
 # %% ../../nbs/config/30_schema.ipynb #ccffd2e7

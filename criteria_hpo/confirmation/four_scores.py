@@ -16,35 +16,15 @@ from plotly.graph_objects import Scatter
 from scipy import stats
 
 from .winner import corrected_error
-from ..core.errors import DataError, logger
 from ..core.figures import Figure
-from ..evaluation.contributions import Folds
-from ..evaluation.metrics import number_names
-from ..evaluation.selection import Selection, select
+from ..evaluation.selection import Selection
 from ..execution.study import StudyRun
-from ..storage.predictions import out_of_fold
+from ..results.corrected import correction
 
 # %% ../../nbs/confirmation/80_four_scores.ipynb #e75de6fc
 def corrected_score(search: StudyRun) -> Selection | None:
     "Return the search's winner with its corrected score, or None where the search has too little for a correction."
-    dev, logits = search.data.dev, out_of_fold(search.ledger, search.data.valid_rows)
-    if logits is None or len(logits.slots) < 2 or search.cfg.hpo.mode != "kfold":
-        return None
-    scores, rows = np.full((len(logits.slots), len(search.data.folds)), np.nan), search.ledger.folds_by_slot()
-    for place, slot in enumerate(logits.slots.tolist()):
-        for row in rows.get(slot, []):
-            scores[place, row.fold - 1] = row.score
-    folds = np.zeros(len(dev), dtype=np.int64)
-    for fold in search.data.folds:
-        folds[fold.valid] = fold.number - 1
-    groups, criteria = (number_names(dev[name].to_numpy(), len(dev), name)[1] for name in ("group_id", "criterion_id"))
-    if np.isnan(scores.mean(axis=1)).all():
-        return None
-    try:
-        return select(search.cfg.hpo.metric, Folds(dev.label.to_numpy() == 1, groups, criteria, folds), scores, logits.logits)
-    except (DataError, KeyError) as err:
-        logger.info("No corrected score: %s", type(err).__name__)
-        return None
+    return correction(search.study, search.ledger, search.data, search.cfg)[1]
 
 # %% ../../nbs/confirmation/80_four_scores.ipynb #f415607c
 KINDS = ("search", "corrected", "confirmed", "test")
@@ -70,7 +50,7 @@ def four_scores(
     rows += [(model, "confirmed", *confirmed_interval(values)) for model, values in confirmed.items()]
     rows += [(row.model, "test", row.estimate, row.low, row.high) for row in test.itertuples() if row.model in confirmed]
     table = pd.DataFrame(rows, columns=["model", "score", "estimate", "low", "high"])
-    order = [*table.model.drop_duplicates()], [kind for kind in KINDS if kind in set(table.score)]
+    order = [*confirmed], [kind for kind in KINDS if kind in set(table.score)]
     return (
         table.set_index(["model", "score"])
         .reindex(pd.MultiIndex.from_product(order))

@@ -39,6 +39,7 @@ from criteria_hpo.execution.worker_pool import (
     worker_environment,
 )
 from ..pruning.pruner import FoldPruner
+from ..results.corrected import corrected_order
 from ..results.stored import stored_study
 from ..storage.database import exclusive
 from ..storage.leases import Lease
@@ -174,14 +175,15 @@ def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidat
 
 def expected_confirmation(cfg: Config) -> Config:
     "Return the configuration of the confirmation that `cfg` would begin now. Raises a `StudyError` without a search to confirm."
-    n_settings = len(best_candidates(cfg, stored_study(cfg), cfg.evaluate.top))
+    study = stored_study(cfg)
+    n_settings = len(best_candidates(cfg, study, cfg.evaluate.top, corrected_order(study)))
     return confirmation_config(cfg, cfg.evaluate.seeds * n_settings)
 
 
 @contextmanager
-def opened_confirmation(search: StudyRun, order: tuple[int, ...] = ()) -> Iterator[Confirmation]:
-    "Open the confirmation of a search and its log while the body runs; `order`: the search's trial numbers, best first."
-    wanted = best_candidates(search.cfg, search.study, search.cfg.evaluate.top, order)
+def opened_confirmation(search: StudyRun) -> Iterator[Confirmation]:
+    "Open the confirmation of a search and its log while the body runs."
+    wanted = best_candidates(search.cfg, search.study, search.cfg.evaluate.top, corrected_order(search.study))
     cfg = confirmation_config(search.cfg, 1)
     for seed in range(cfg.evaluate.seeds):
         new_cut(cfg, search.data.dev, seed)  # an impossible cut is an error before the first training

@@ -9,6 +9,7 @@ __all__ = ['LIMITS', 'USE', 'Score', 'score_table', 'hub_id', 'front_matter', 'd
 # %% ../../nbs/serving/30_card.ipynb #1d418fe5
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def score_table(scores: Sequence[Score]) -> str:
     "Return the scores as a Markdown table, or a sentence if there are none."
     if not scores:
         return "No score is stored with this model."
-    rows = [f"| {s.what} | {s.metric} | {s.estimate:.3f} | {s.low:.3f} to {s.high:.3f} | {s.over} |" for s in scores]
+    ranges = [f"{s.low:.3f} to {s.high:.3f}" if isfinite(s.low) and isfinite(s.high) else "none" for s in scores]
+    rows = [f"| {s.what} | {s.metric} | {s.estimate:.3f} | {between} | {s.over} |" for s, between in zip(scores, ranges)]
     return "\n".join(["| what | score | estimate | 95 % interval | over |", "|---|---|---|---|---|", *rows])
 
 # %% ../../nbs/serving/30_card.ipynb #ad4940ed
@@ -97,9 +99,10 @@ def decision_section(decision: Decision) -> str:
     "Return the sentences on calibration and thresholds."
     own = ", ".join(f"{name}: {value:.3f}" for name, value in decision.thresholds.by_criterion.items())
     where = {True: "contained in the last layer of the weights", False: "applied by `criteria_hpo` only, not by other libraries"}
-    calibration = f"{decision.calibration} (a={decision.a:.4g}, b={decision.b:.4g}), {where[decision.in_weights]}"
+    made = decision.calibration
+    calibration = f"{made.kind} (a={made.a:.4g}, b={made.b:.4g}), {where[decision.in_weights]}"
     return (
-        f"Probability: sigmoid of the logit. Calibration: {'none' if decision.calibration == 'none' else calibration}. "
+        f"Probability: sigmoid of the logit. Calibration: {'none' if made.kind == 'none' else calibration}. "
         f"Positive from {decision.thresholds.value:.3f} on{f' (own thresholds: {own})' if own else ''}, chosen on out-of-fold "
         f"predictions for {decision.thresholds.metric}."
     )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'LABEL', 'PLAIN_CONFIG', 'output_layer', 'holds_calibration', 'calibrated', 'ModelFacts', 'save_member',
-           'save_tokenizer', 'is_model_folder', 'replaced_folder', 'file_hash', 'write_model', 'StoredModel',
-           'read_member', 'read_facts', 'read_model']
+           'save_tokenizer', 'is_model_folder', 'check_replaceable', 'replaced_folder', 'file_hash', 'write_model',
+           'StoredModel', 'read_member', 'read_facts', 'read_model']
 
 # %% ../../nbs/serving/20_model_folder.ipynb #fdd0a914
 import copy
@@ -41,7 +41,7 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 # %% ../../nbs/serving/20_model_folder.ipynb #96d1d02a
 def holds_calibration(model: PreTrainedModel, decision: Decision) -> bool:
     "Return whether the last layer can contain the calibration: not a shift if it has no bias."
-    return output_layer(model).bias is not None or decision.b == 0
+    return output_layer(model).bias is not None or decision.calibration.b == 0
 
 # %% ../../nbs/serving/20_model_folder.ipynb #10d5e7aa
 @contextmanager
@@ -52,9 +52,9 @@ def calibrated(model: PreTrainedModel, decision: Decision) -> Iterator[None]:
     try:
         if holds_calibration(model, decision) and not decision.in_weights:
             with torch.no_grad():
-                layer.weight.mul_(decision.a)
+                layer.weight.mul_(decision.calibration.a)
                 if layer.bias is not None:
-                    layer.bias.mul_(decision.a).add_(decision.b)
+                    layer.bias.mul_(decision.calibration.a).add_(decision.calibration.b)
         yield
     finally:
         for tensor, value in before:
@@ -116,11 +116,16 @@ def is_model_folder(folder: Path) -> bool:
         return False
 
 # %% ../../nbs/serving/20_model_folder.ipynb #992f0040
+def check_replaceable(folder: Path) -> None:
+    "Raise a `StudyError` if `folder` exists and is not a model's folder, which would be replaced."
+    if folder.exists() and not is_model_folder(folder):
+        raise StudyError(f"{folder}: exists and is not a model of criteria_hpo; move it away, it is not overwritten")
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     "Yield a new folder that takes the place of `folder` if the body succeeds. Raises a `StudyError` for a folder of other files."
-    if folder.exists() and not is_model_folder(folder):
-        raise StudyError(f"{folder}: exists and is not a model of criteria_hpo; move it away, it is not overwritten")
+    check_replaceable(folder)
     mark = secrets.token_hex(4)
     draft, old = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("new", "old"))
     draft.mkdir(parents=True)
