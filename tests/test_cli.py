@@ -113,7 +113,7 @@ def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: d
 def test_the_model_answers_as_its_refit_did(said: dict[str, str], folder: Path) -> None:
     """The model that evaluate names gives the test posts the probabilities that were scored."""
     model = folder / "small" / "model"
-    assert f"command=predict model={model}" in said["evaluate"]
+    assert f"command=predict model={shlex.quote(str(model))} input=" in said["evaluate"]
     stored = json.loads((folder / "small" / "evaluation.json").read_text())
     known = pd.DataFrame(stored["pairs"]).assign(scored=stored["models"]["winner"]["probs"][0])
     posts = load_corpus("demo")[["post_id", "post"]].drop_duplicates()

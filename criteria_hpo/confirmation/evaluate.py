@@ -168,7 +168,7 @@ def final_model(search: StudyRun, refits: list[Refit], found: Models, four: pd.D
     )
     return write_study_model(cfg, made)
 
-
+# %% ../../nbs/confirmation/90_evaluate.ipynb #fa1788fd
 def evaluate(cfg: Config, data: Data | None = None) -> Result:
     """Confirm, refit and score the best settings of a search, store the result and the model; what earlier runs finished counts.
 

@@ -163,7 +163,7 @@ def store_models(search: StudyRun, refits: list[Refit], models: dict[str, Predic
     content = {"key": evaluation_key(search, refits), "remarks": remarks, "pairs": pairs, "models": each}
     write_atomic(study_dir(search.cfg) / EVALUATION, json.dumps(content) + "\n")
 
-
+# %% ../../nbs/confirmation/60_test_predictions.ipynb #445afa32
 def refit_models(confirmation: Confirmation, refits: list[Refit], settings: dict[str, int]) -> dict[str, Predicted]:
     "Return the winner, its ensemble if it has several refits, and the default setting; `settings` as for `predicted_models`."
     search, models = confirmation.search, dict[str, Predicted]()
