@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
-           'command_assets', 'command_purge_cache', 'command_predict']
+           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -206,6 +206,15 @@ def command_predict(cfg: Config) -> None:
     listed = f", which {beside(output, 'skipped.csv')} lists" if done.skipped else ""
     print(f"{output}: {done.rows - done.skipped:,} posts answered, {done.skipped:,} rows skipped{listed}")
 
+# %% ../nbs/40_commands.ipynb #b2e37d17
+def command_compare(cfg: Config) -> None:
+    "Compare stored studies: command=compare studies=[A,B] [output=FOLDER]; trains nothing."
+    with quick_imports():
+        from criteria_hpo.comparing.compare import compare
+
+    result = compare(cfg)
+    print(f"{result.text()}\n\nTables as CSV, LaTeX and Markdown, curves as HTML, PNG, SVG and PDF: {result.folder}")
+
 # %% ../nbs/40_commands.ipynb #ddb83ffc
 COMMANDS = {
     "hpo": command_hpo,
@@ -217,6 +226,7 @@ COMMANDS = {
     "check_data": command_check_data,
     "near_copies": command_near_copies,
     "predict": command_predict,
+    "compare": command_compare,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

@@ -26,7 +26,7 @@ NOT_IDENTITY = {
 }
 
 
-SECTIONS = ("evaluate", "predict")  # of other commands than the search
+SECTIONS = ("evaluate", "predict", "compare")  # of other commands than the search
 
 
 def identity_settings(cfg: Config) -> dict[str, Any]:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'SAFE_WAYS', 'OLD_KEYS', 'COMPOSE_ERRORS', 'NO_WORKING_DIRECTORY', 'safe_url', 'reject_password',
            'check_overrides', 'reject_hydra', 'quote_override', 'translate_old_keys', 'reject_contradiction',
-           'hydra_overrides', 'choices_of', 'is_model', 'expand_models', 'expand_predict', 'reject_passwords_in',
-           'composed', 'failing_override', 'all_settings', 'choice_hint', 'hydra_line', 'compose_overrides']
+           'hydra_overrides', 'choices_of', 'is_model', 'expand_models', 'expand_predict', 'expand_compare',
+           'reject_passwords_in', 'composed', 'failing_override', 'all_settings', 'choice_hint', 'hydra_line',
+           'compose_overrides']
 
 # %% ../../nbs/config/20_overrides.ipynb #ec22258b
 import difflib
@@ -181,6 +182,13 @@ def expand_predict(overrides: list[str]) -> list[str]:
     short = ("model=", "input=", "output=")
     return [f"predict.{override}" if override.startswith(short) else override for override in overrides]
 
+# %% ../../nbs/config/20_overrides.ipynb #1315999c
+def expand_compare(overrides: list[str]) -> list[str]:
+    "The arguments; those of `command=compare` with `studies=` and `output=` read as settings of `compare`."
+    if not any(override.lstrip("+") == "command=compare" for override in overrides):
+        return overrides
+    return [f"compare.{override}" if override.startswith(("studies=", "output=")) else override for override in overrides]
+
 # %% ../../nbs/config/20_overrides.ipynb #89eb266c
 def reject_passwords_in(node: Any, path: str = "") -> None:
     "Raise `ConfigError` for a password anywhere in a tree of plain values; the message names the setting."
@@ -258,7 +266,7 @@ def compose_overrides(overrides: list[str], model: type[BaseModel]) -> dict[str,
     "The composed tree, not yet validated against the model. Raises `ConfigError` with a message of one line."
     check_overrides(overrides)
     reject_contradiction(overrides)
-    overrides = expand_models(expand_predict(overrides))
+    overrides = expand_models(expand_compare(expand_predict(overrides)))
     try:
         return composed(overrides, model)
     except FileNotFoundError:

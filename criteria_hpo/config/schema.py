@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'EvaluateConfig', 'PredictConfig', 'Config']
+           'EvaluateConfig', 'PredictConfig', 'CompareConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -343,6 +343,19 @@ class PredictConfig(Frozen):
     device: str | None = None
     overwrite: bool = False
 
+# %% ../../nbs/config/30_schema.ipynb #1433a412
+class CompareConfig(Frozen):
+    "What `command=compare` reads and writes. `studies`: names or paths; `output` null: compare/NAMES beside the studies."
+
+    studies: list[str] | str | None = None
+    output: Place | None = None
+
+    @property
+    def names(self) -> list[str]:
+        "The studies as a list."
+        given = self.studies.split(",") if isinstance(self.studies, str) else self.studies or []
+        return [name.strip() for name in given if name.strip()]
+
 # %% ../../nbs/config/30_schema.ipynb #b8b2af07
 class Config(Frozen):
     "The whole configuration of one run."
@@ -363,6 +376,7 @@ class Config(Frozen):
     evaluate: EvaluateConfig = EvaluateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     predict: PredictConfig = PredictConfig()
+    compare: CompareConfig = CompareConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
     @property
