@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'EvaluateConfig', 'PredictConfig', 'CompareConfig', 'Config']
+           'EvaluateConfig', 'PredictConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -15,6 +15,7 @@ import math
 import os
 from typing import Annotated, Any, Literal
 
+from .comparison import CompareConfig
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -342,19 +343,6 @@ class PredictConfig(Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 32
     device: str | None = None
     overwrite: bool = False
-
-# %% ../../nbs/config/30_schema.ipynb #1433a412
-class CompareConfig(Frozen):
-    "What `command=compare` reads and writes. `studies`: names or paths; `output` null: compare/NAMES beside the studies."
-
-    studies: list[str] | str | None = None
-    output: Place | None = None
-
-    @property
-    def names(self) -> list[str]:
-        "The studies as a list."
-        given = self.studies.split(",") if isinstance(self.studies, str) else self.studies or []
-        return [name.strip() for name in given if name.strip()]
 
 # %% ../../nbs/config/30_schema.ipynb #b8b2af07
 class Config(Frozen):
