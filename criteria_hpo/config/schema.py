@@ -15,10 +15,10 @@ import math
 import os
 from typing import Annotated, Any, Literal
 
-from .comparison import CompareConfig
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from .comparison import CompareConfig
 from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
 from .overrides import reject_password
 
