@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'EvaluateConfig', 'PredictConfig', 'Config']
+           'EvaluateConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -15,10 +15,10 @@ import math
 import os
 from typing import Annotated, Any, Literal
 
+from .other_commands import CompareConfig, PredictConfig
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .comparison import CompareConfig
 from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
 from .overrides import reject_password
 
@@ -332,17 +332,6 @@ class EvaluateConfig(Frozen):
     refits: Annotated[int, Field(ge=1, le=100)] = 5
     ensemble: bool = False
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$", description="letters, digits and '_'")] = "confirm"
-
-# %% ../../nbs/config/30_schema.ipynb #ccffd2e7
-class PredictConfig(Frozen):
-    "What `command=predict` reads and writes. `model` null: that of the study; `device` null: the first GPU, else the CPU."
-
-    model: Place | None = None
-    input: Place | None = None
-    output: Place | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    device: str | None = None
-    overwrite: bool = False
 
 # %% ../../nbs/config/30_schema.ipynb #b8b2af07
 class Config(Frozen):
