@@ -15,11 +15,11 @@ import math
 import os
 from typing import Annotated, Any, Literal
 
-from .other_commands import CompareConfig, PredictConfig
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
+from .other_commands import CompareConfig, PredictConfig
 from .overrides import reject_password
 
 # %% ../../nbs/config/30_schema.ipynb #b97a4f56
