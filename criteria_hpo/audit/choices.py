@@ -19,7 +19,7 @@ from ..evaluation.intervals import group_weights
 from ..evaluation.metrics import METRIC_TABLE, scored, weighted_scores
 from ..training.metrics import candidate_thresholds, scores_at
 
-# %% ../../nbs/audit/30_choices.ipynb #20733cc5
+# %% ../../nbs/audit/30_choices.ipynb #f7f1b708
 HALVINGS = 100
 COARSE = 3  # thresholds with at most so many decimals are taken from a grid
 
@@ -28,13 +28,13 @@ def tried_thresholds(probs: np.ndarray, decimals: int) -> np.ndarray:
     "Return the thresholds that were probably tried: a grid for coarse ones, else one between each two scores."
     return np.linspace(0, 1, 10 ** max(decimals, 1) + 1) if decimals <= COARSE else candidate_thresholds(probs)
 
-
+# %% ../../nbs/audit/30_choices.ipynb #0f2d8559
 def is_best(labels: np.ndarray, probs: np.ndarray, threshold: float, decimals: int, metric: str) -> bool:
     "Whether no threshold that was tried has a higher score."
     found = scores_at(np.append(threshold, tried_thresholds(probs, decimals)), labels, probs, metric)
     return bool(found[0] >= found.max() - 1e-12)
 
-
+# %% ../../nbs/audit/30_choices.ipynb #d1e0a4e2
 def chance_of_best(
     labels: np.ndarray,  # bool, shape (n,)
     probs: np.ndarray,  # shape (n,)
@@ -54,7 +54,7 @@ def chance_of_best(
             hits, n = hits + is_best(labels[~half], probs[~half], best, decimals, metric), n + 1
     return (hits + 1) / (n + 1)
 
-
+# %% ../../nbs/audit/30_choices.ipynb #c254bc11
 def chance_of_place(probs: np.ndarray, threshold: float, decimals: int) -> float:
     "Return the chance that a threshold between the same two scores is one of them or their middle; 1 if this one is neither."
     above, below = probs[probs >= threshold], probs[probs < threshold]
@@ -64,7 +64,7 @@ def chance_of_place(probs: np.ndarray, threshold: float, decimals: int) -> float
     near = min(abs(threshold - upper), abs(threshold - (upper + lower) / 2)) <= step
     return min(1.0, 4 * step / (upper - lower)) if near else 1.0
 
-# %% ../../nbs/audit/30_choices.ipynb #5f3ec9dd
+# %% ../../nbs/audit/30_choices.ipynb #b2a0ea2a
 def threshold_parts(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
     "Yield the scored rows of one setting and repeat for which one threshold was given, with both labels."
     if rows.threshold.nunique() == 1:
@@ -76,7 +76,7 @@ def threshold_parts(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
         if part.threshold.nunique() == 1 and part.threshold.notna().all() and 0 < part.label.sum() < len(part):
             yield part
 
-
+# %% ../../nbs/audit/30_choices.ipynb #0b0274c4
 def at_least(chances: list[float], hits: int) -> float:
     "Return the probability of at least `hits` successes in trials of these chances (Poisson binomial)."
     found = np.array([1.0])
@@ -84,7 +84,7 @@ def at_least(chances: list[float], hits: int) -> float:
         found = np.convolve(found, [1 - chance, chance])
     return float(found[hits:].sum())
 
-
+# %% ../../nbs/audit/30_choices.ipynb #c4559171
 def threshold_chance(parts: list[pd.DataFrame], decimals: int, metric: str) -> tuple[float, int]:
     "Return the chance of so many best thresholds among the parts, and their number."
     arrays = [(part.label.to_numpy() == 1, part.probability.to_numpy(), float(part.threshold.iloc[0])) for part in parts]
@@ -95,7 +95,7 @@ def threshold_chance(parts: list[pd.DataFrame], decimals: int, metric: str) -> t
     places = [chance_of_place(p, at, decimals) for _, p, at in arrays] if all(hits) else [1.0]
     return at_least(chances, sum(hits)) * float(np.prod(places)), sum(hits)
 
-# %% ../../nbs/audit/30_choices.ipynb #5c5825dd
+# %% ../../nbs/audit/30_choices.ipynb #f01a7438
 RARE = 0.001  # a chance below this is no chance
 MOST_SETTINGS = 50
 CHOSEN_FOR = ("f1", "mcc")
@@ -106,7 +106,7 @@ def by_setting(rows: pd.DataFrame) -> list[pd.DataFrame]:
     parts = [part for _, part in rows.groupby(["setting", "repeat"])]
     return parts[:: -(-len(parts) // MOST_SETTINGS)] if parts else []
 
-
+# %% ../../nbs/audit/30_choices.ipynb #dcdf1b86
 def check_thresholds(table: Table) -> Finding:
     "Return whether the thresholds are the best of the scored rows more often than chance explains."
     check, tested = "thresholds chosen on what is scored", []
@@ -124,7 +124,7 @@ def check_thresholds(table: Table) -> Finding:
     text += f"chance of that: {chance:.2g}"
     return Finding(check, "leak" if chance < RARE else "clean", text, {"hits": hits, "parts": n, "chance": chance})
 
-# %% ../../nbs/audit/30_choices.ipynb #a8280e3a
+# %% ../../nbs/audit/30_choices.ipynb #70e8ea24
 UNLIKELY = 0.01
 RESAMPLES = 200
 
@@ -140,7 +140,7 @@ def epoch_scores(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     each = pd.DataFrame.from_dict(found, orient="index") * (1 if METRIC_TABLE[metric].larger_is_better else -1)
     return each.add(-each[0], axis=0).fillna(0).mul([1.0, *[2**0.5] * RESAMPLES]).add(each[0], axis=0)
 
-
+# %% ../../nbs/audit/30_choices.ipynb #e1779d48
 def check_epochs(table: Table, metrics: tuple[str, ...] = ("f1", "average_precision")) -> Finding:
     "Return whether the reported epochs are the best of the scored rows in all folds, more often than chance explains."
     check, tested = "epochs chosen on what is scored", []
@@ -164,7 +164,7 @@ def check_epochs(table: Table, metrics: tuple[str, ...] = ("f1", "average_precis
     text += f"chance of that: {chance:.2g}"
     return Finding(check, "leak" if chance < UNLIKELY else "clean", text, {"hits": hits, "folds": n, "chance": chance})
 
-# %% ../../nbs/audit/30_choices.ipynb #989bbd64
+# %% ../../nbs/audit/30_choices.ipynb #73efb40c
 def score_after_choice(table: pd.DataFrame, metric: str) -> tuple[float, float]:
     "Return the best score of the settings, and the mean score on left-out groups of the setting that each resample chooses."
     names = np.unique(table.group)
@@ -181,7 +181,7 @@ def score_after_choice(table: pd.DataFrame, metric: str) -> tuple[float, float]:
     best = np.nanmax(sign * found[:, 0]) * sign
     return float(best), float(np.nanmean(found[:, RESAMPLES + 1 :][chosen, np.arange(RESAMPLES)]))
 
-
+# %% ../../nbs/audit/30_choices.ipynb #76363c03
 def check_looks(table: Table, metric: str = "f1") -> Finding:
     "Return how many settings were scored on the test rows, and what the choice of the best is worth on other groups."
     check = "test looked at more than once"

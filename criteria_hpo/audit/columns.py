@@ -20,7 +20,7 @@ from ..inputs.formats import text_ids
 from ..inputs.labels import read_labels
 from ..inputs.tables import read_table
 
-# %% ../../nbs/audit/10_columns.ipynb #f5905733
+# %% ../../nbs/audit/10_columns.ipynb #9ce1b92c
 ALIASES = {
     "label": ("label", "y_true", "gold", "target", "truth"),
     "probability": ("probability", "prob", "proba", "score", "y_prob", "y_score", "p"),
@@ -44,7 +44,7 @@ def plain_name(name: object) -> str:
     "Return a column's name in lower case, with `_` for everything that is not a letter or digit."
     return re.sub(r"[^a-z0-9]+", "_", str(name).casefold()).strip("_")
 
-
+# %% ../../nbs/audit/10_columns.ipynb #864abf06
 def find_columns(names: list[str], given: Mapping[str, str | None], source: str) -> dict[str, str]:
     "Return canonical names mapped to those of the file. Raises a `ConfigError` for a `given` name that the file lacks."
     for ours, theirs in given.items():
@@ -58,7 +58,7 @@ def find_columns(names: list[str], given: Mapping[str, str | None], source: str)
             found[ours] = match
     return found
 
-# %% ../../nbs/audit/10_columns.ipynb #7f0d0474
+# %% ../../nbs/audit/10_columns.ipynb #f73554e4
 SPLITS = {
     **dict.fromkeys(("train", "training", "fit"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
@@ -79,7 +79,7 @@ class Table:
         "Whether the file has all these columns."
         return all(name in self.columns for name in names)
 
-
+# %% ../../nbs/audit/10_columns.ipynb #5b3ce027
 def read_numbers(cells: pd.Series, source: str, column: str) -> pd.Series:
     "Return cells as float64, NaN for blank ones. Raises a `DataError` with the row of the first that is not a number."
     blank = cells.map(is_missing) | (cells.str.strip() == "")
@@ -89,13 +89,13 @@ def read_numbers(cells: pd.Series, source: str, column: str) -> pd.Series:
         raise DataError(f"{source}, row {bad[0]}: {column} is not a finite number; correct it, or set audit.columns")
     return numbers
 
-
+# %% ../../nbs/audit/10_columns.ipynb #330b9187
 def count_decimals(cells: pd.Series) -> int:
     "Return the largest number of decimals in a column of written numbers, at most 12."
     counts = [12 if "e" in cell.casefold() else len(cell.strip().partition(".")[2].rstrip("0")) for cell in cells.unique()]
     return min(12, max(counts, default=0))
 
-
+# %% ../../nbs/audit/10_columns.ipynb #53ee23b9
 def as_probabilities(rows: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
     "Return `rows` with scores outside [0, 1] passed through the logistic function, as are their thresholds; remark it."
     if rows.probability.between(0, 1).where(rows.probability.notna(), True).all():
@@ -103,7 +103,7 @@ def as_probabilities(rows: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
     remarks.append("the scores leave [0, 1], so they and the thresholds are taken for logits")
     return rows.assign(**{name: 1 / (1 + np.exp(-rows[name].clip(-500, 500))) for name in ("probability", "threshold")})
 
-# %% ../../nbs/audit/10_columns.ipynb #f24c58a1
+# %% ../../nbs/audit/10_columns.ipynb #4243e883
 def read_part(cells: pd.Series, source: str, column: str) -> pd.Series:
     "Return the cells of a column `split` as train, val, test or blank; numbers and other words raise a `DataError`."
     words = cells.map(plain_name)
@@ -113,7 +113,7 @@ def read_part(cells: pd.Series, source: str, column: str) -> pd.Series:
         raise DataError(f"{source}, row {bad[0]}: {column} is another word than train, val and test; {fix}")
     return words.map(SPLITS).fillna("")
 
-
+# %% ../../nbs/audit/10_columns.ipynb #af7e9b02
 def make_table(
     cells: pd.DataFrame,  # text, indexed by the row of the file
     source: str,
@@ -139,13 +139,13 @@ def load_table(path: str, setting: str, given: Mapping[str, str | None], labels:
     "Read a file (see `read_table`) as a `Table`; `setting`: what names the file, for messages."
     return make_table(read_table(path, setting), path, given, labels)
 
-# %% ../../nbs/audit/10_columns.ipynb #bfe9bddd
+# %% ../../nbs/audit/10_columns.ipynb #3e21e140
 def has_roles(rows: pd.DataFrame) -> bool:
     "Whether the rows of one fold play several parts, such as train and test."
     known = rows[(rows.fold != "") & (rows.split != "")]
     return bool((known.groupby("fold").split.nunique() > 1).any())
 
-
+# %% ../../nbs/audit/10_columns.ipynb #d7f0bd39
 def scored_rows(table: Table, all_epochs: bool = False) -> pd.DataFrame:
     "Return the rows that carry a score, with columns `part` (a fold or test) and `group`; of epochs the reported, else the last."
     rows, roles = table.rows, has_roles(table.rows)

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .columns import Table, has_roles
 
-# %% ../../nbs/audit/20_sides.ipynb #f9181058
+# %% ../../nbs/audit/20_sides.ipynb #5680006a
 Verdict = Literal["leak", "doubt", "clean", "not checked"]
 
 
@@ -35,7 +35,7 @@ def not_checked(check: str, needs: str) -> Finding:
     "Return the finding of a check whose columns are missing."
     return Finding(check, "not checked", f"needs {needs}")
 
-# %% ../../nbs/audit/20_sides.ipynb #2b8a58f2
+# %% ../../nbs/audit/20_sides.ipynb #02126ba2
 UNITS = {"group_id": "groups", "post_id": "posts (by id)", "post": "posts (by normalised text)"}
 
 
@@ -56,7 +56,7 @@ def shared_units(rows: pd.DataFrame, unit: str, side: str, within: list[str]) ->
     sides = rows.groupby([*within, unit])[side].nunique()
     return sides.index[sides > 1].get_level_values(unit).unique()
 
-
+# %% ../../nbs/audit/20_sides.ipynb #66ac0f04
 def check_sides(table: Table) -> list[Finding]:
     "Return a finding for each kind of unit: groups, posts by id and posts by text, on both sides of a cut."
     findings = []
@@ -80,14 +80,14 @@ def check_sides(table: Table) -> list[Finding]:
             findings.append(Finding(check, "clean", "; ".join(clean)))
     return findings
 
-# %% ../../nbs/audit/20_sides.ipynb #9d0391b0
+# %% ../../nbs/audit/20_sides.ipynb #a5490cdb
 def moved_units(one: pd.Series, other: pd.Series) -> tuple[int, int]:
     "Return how many units are in another fold after the folds are matched, and how many both cuts have; Series unit -> fold."
     both = pd.concat([one.rename("one"), other.rename("other")], axis=1, join="inner")
     counts = pd.crosstab(both.one, both.other).to_numpy()
     return len(both) - int(counts[linear_sum_assignment(-counts)].sum()), len(both)
 
-
+# %% ../../nbs/audit/20_sides.ipynb #fa8c4fe3
 def fold_maps(table: Table, unit: str) -> dict[tuple[str, str], pd.Series]:
     "Return the fold of each unit by (setting, repeat), the units in order."
     rows = table.rows[(table.rows.fold != "") & (table.rows[unit] != "")]
@@ -95,13 +95,13 @@ def fold_maps(table: Table, unit: str) -> dict[tuple[str, str], pd.Series]:
     one = rows.drop_duplicates(["setting", "repeat", unit]).sort_values(unit, kind="stable")
     return {key: part.set_index(unit).fold for key, part in one.groupby(["setting", "repeat"])}
 
-# %% ../../nbs/audit/20_sides.ipynb #ae2cc2ea
+# %% ../../nbs/audit/20_sides.ipynb #50d11a42
 def comparable(a: tuple[str, str, str], b: tuple[str, str, str], maps: dict[tuple[str, str, str], pd.Series]) -> bool:
     "Whether two cuts are compared: of the same repeat, or of two settings without a repeat in common."
     repeats = [{key[2] for key in maps if key[:2] == one[:2]} for one in (a, b)]
     return a[2] == b[2] or (a[:2] != b[:2] and not repeats[0] & repeats[1])
 
-
+# %% ../../nbs/audit/20_sides.ipynb #40a6c360
 def check_recut(table: Table, folds: Table | None = None) -> list[Finding]:
     "Return whether settings that are compared, and the table of folds, have the same folds."
     check, unit = "folds cut anew", next((name for name in UNITS if table.has(name) and name != "group_id"), "group_id")

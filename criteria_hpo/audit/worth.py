@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEARLY', 'MIN_ROWS', 'FEW_GROUPS', 'constant_parts', 'decisions', 'check_constant', 'check_ties', 'useful_decimals',
-           'ranked_runs', 'check_claim', 'claim_problems', 'check_lead']
+           'ranked_runs', 'claim_problems', 'check_lead', 'check_claim']
 
 # %% ../../nbs/audit/40_worth.ipynb #cd5c5a74
 import math
@@ -17,7 +17,7 @@ from .sides import Finding, not_checked
 from ..evaluation.intervals import effective_groups, group_intervals, paired_difference
 from ..evaluation.metrics import METRIC_TABLE
 
-# %% ../../nbs/audit/40_worth.ipynb #086a57e8
+# %% ../../nbs/audit/40_worth.ipynb #4ceec075
 NEARLY = 1e-4  # scores in a range this narrow are constant
 MIN_ROWS = 10
 
@@ -28,12 +28,12 @@ def constant_parts(rows: pd.DataFrame, by: list[str]) -> tuple[int, int]:
     parts = parts[parts["size"] >= MIN_ROWS]
     return int((parts["max"] - parts["min"] <= NEARLY).sum()), len(parts)
 
-
+# %% ../../nbs/audit/40_worth.ipynb #7fddd403
 def decisions(rows: pd.DataFrame, table: Table) -> pd.Series:
     "Return the decisions, 0 or 1: as given, else from the threshold, else from 0.5."
     return rows.decision if table.has("decision") else (rows.probability >= rows.threshold.fillna(0.5)).astype(float)
 
-
+# %% ../../nbs/audit/40_worth.ipynb #962e73e1
 def check_constant(table: Table) -> Finding:
     "Return in how many parts the scores or the decisions are constant."
     check, rows = "constant answers", scored_rows(table)
@@ -53,7 +53,7 @@ def check_constant(table: Table) -> Finding:
         return Finding(check, "leak" if equal or alike == criteria > 0 else "doubt", "; ".join(found), numbers)
     return Finding(check, "clean", f"scores vary in all {n} parts, and decisions in all {len(same)} runs", numbers)
 
-
+# %% ../../nbs/audit/40_worth.ipynb #9a9a958c
 def check_ties(table: Table) -> Finding:
     "Return in how many parts rows with the same score got different decisions, which no threshold gives."
     check, rows = "decisions that split ties", scored_rows(table)
@@ -68,7 +68,7 @@ def check_ties(table: Table) -> Finding:
     text += "; no threshold gives such decisions"
     return Finding(check, "leak", text, {"parts": int(parts.sum()), "scores": int(split.sum())})
 
-# %% ../../nbs/audit/40_worth.ipynb #b460da85
+# %% ../../nbs/audit/40_worth.ipynb #b5df103f
 FEW_GROUPS = 10
 
 
@@ -76,7 +76,7 @@ def useful_decimals(low: float, high: float) -> int:
     "Return how many decimals a score with this interval deserves: the last one is not below half its width."
     return max(1, math.ceil(-math.log10(max((high - low) / 2, 1e-9))))
 
-
+# %% ../../nbs/audit/40_worth.ipynb #11654039
 def ranked_runs(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     "Return the score and the interval of each setting (of its first repeat), best first; index setting."
     found = {}
@@ -89,6 +89,36 @@ def ranked_runs(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(found).T.astype(float).sort_values("estimate", ascending=not best_last, kind="stable")
 
 
+def claim_problems(claimed: str | None, low: float, high: float, larger_is_better: bool = True) -> list[str]:
+    "Return what is wrong with a claimed score, as written, beside the interval."
+    if claimed is None:
+        return []
+    decimals, useful, found = len(claimed.partition(".")[2]), useful_decimals(low, high), []
+    if float(claimed) > high if larger_is_better else float(claimed) < low:
+        found.append(f"the claimed {claimed} is outside of it")
+    if decimals > useful:
+        found.append(f"the claimed {claimed} has {decimals} decimals, of which {useful} can be known")
+    return found
+
+# %% ../../nbs/audit/40_worth.ipynb #b56a833c
+def check_lead(rows: pd.DataFrame, ranked: pd.DataFrame, metric: str) -> Finding:
+    "Return whether the best setting is ahead of the next one by more than the groups leave open; on the rows that both have."
+    check, key = "a lead that the groups do not show", ["repeat", "part", "group", "post_id", "post", "criterion_id"]
+    parts = [rows[rows.setting == name] for name in ranked.index[:2]]
+    parts = [part.assign(number=part.groupby(key).cumcount(), at=part.threshold.fillna(0.5)) for part in parts]
+    both = parts[0].merge(parts[1], on=[*key, "number"], suffixes=("", "_next"))
+    if both.group.nunique() < 2 or not (both.label == both.label_next).all():
+        return not_checked(check, "two settings with the same rows, in the same order or with ids")
+    one, other = ((both[f"probability{end}"].to_numpy(), both[f"at{end}"].to_numpy()) for end in ("", "_next"))
+    criteria = both.criterion_id.to_numpy()
+    found = paired_difference(both.group.to_numpy(), both.label.to_numpy(), one, other, metric, 200, criteria=criteria)
+    shown = found["low"] > 0 or found["high"] < 0
+    lead, title = abs(found["difference"]), METRIC_TABLE[metric].title
+    text = f"the best of {len(ranked)} settings is ahead of the next by {lead:.3f} in {title}"
+    text += f", interval of the difference {found['low']:.3f} to {found['high']:.3f}"
+    return Finding(check, "clean" if shown else "doubt", text, found)
+
+# %% ../../nbs/audit/40_worth.ipynb #89a090ef
 def check_claim(table: Table, metric: str = "f1", claimed: str | None = None) -> list[Finding]:
     "Return whether the groups are enough for the score, for the claimed score with its decimals, and for the lead of the best."
     check, rows = "scores above what the groups can show", scored_rows(table)
@@ -108,33 +138,3 @@ def check_claim(table: Table, metric: str = "f1", claimed: str | None = None) ->
         found.append(f"the groups weigh as {effective:.1f} equal ones; at least {FEW_GROUPS} are needed for an interval")
     findings = [Finding(check, "doubt" if found else "clean", "; ".join([score, *found]), numbers)]
     return findings + ([check_lead(rows, ranked, metric)] if len(ranked) > 1 else [])
-
-
-def claim_problems(claimed: str | None, low: float, high: float, larger_is_better: bool = True) -> list[str]:
-    "Return what is wrong with a claimed score, as written, beside the interval."
-    if claimed is None:
-        return []
-    decimals, useful, found = len(claimed.partition(".")[2]), useful_decimals(low, high), []
-    if float(claimed) > high if larger_is_better else float(claimed) < low:
-        found.append(f"the claimed {claimed} is outside of it")
-    if decimals > useful:
-        found.append(f"the claimed {claimed} has {decimals} decimals, of which {useful} can be known")
-    return found
-
-
-def check_lead(rows: pd.DataFrame, ranked: pd.DataFrame, metric: str) -> Finding:
-    "Return whether the best setting is ahead of the next one by more than the groups leave open; on the rows that both have."
-    check, key = "a lead that the groups do not show", ["repeat", "part", "group", "post_id", "post", "criterion_id"]
-    parts = [rows[rows.setting == name] for name in ranked.index[:2]]
-    parts = [part.assign(number=part.groupby(key).cumcount(), at=part.threshold.fillna(0.5)) for part in parts]
-    both = parts[0].merge(parts[1], on=[*key, "number"], suffixes=("", "_next"))
-    if both.group.nunique() < 2 or not (both.label == both.label_next).all():
-        return not_checked(check, "two settings with the same rows, in the same order or with ids")
-    one, other = ((both[f"probability{end}"].to_numpy(), both[f"at{end}"].to_numpy()) for end in ("", "_next"))
-    criteria = both.criterion_id.to_numpy()
-    found = paired_difference(both.group.to_numpy(), both.label.to_numpy(), one, other, metric, 200, criteria=criteria)
-    shown = found["low"] > 0 or found["high"] < 0
-    lead, title = abs(found["difference"]), METRIC_TABLE[metric].title
-    text = f"the best of {len(ranked)} settings is ahead of the next by {lead:.3f} in {title}"
-    text += f", interval of the difference {found['low']:.3f} to {found['high']:.3f}"
-    return Finding(check, "clean" if shown else "doubt", text, found)
