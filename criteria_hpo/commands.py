@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
-           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare']
+           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare', 'command_audit']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -215,6 +215,15 @@ def command_compare(cfg: Config) -> None:
     result = compare(cfg)
     print(f"{result.text()}\n\nTables as CSV, LaTeX and Markdown, curves as HTML, PNG, SVG and PDF: {result.folder}")
 
+# %% ../nbs/40_commands.ipynb #a7836786
+def command_audit(cfg: Config) -> None:
+    "Name the leaks in a table of predictions: command=audit predictions=FILE [folds=FILE] [output=FILE]."
+    with quick_imports():
+        from criteria_hpo.audit.audit_file import audit_file
+
+    text, files = audit_file(cfg)
+    print(f"{text}\n{' and '.join(map(str, files))} written")
+
 # %% ../nbs/40_commands.ipynb #ddb83ffc
 COMMANDS = {
     "hpo": command_hpo,
@@ -227,6 +236,7 @@ COMMANDS = {
     "near_copies": command_near_copies,
     "predict": command_predict,
     "compare": command_compare,
+    "audit": command_audit,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
-from .other_commands import CompareConfig, PredictConfig
+from .other_commands import AuditConfig, CompareConfig, PredictConfig
 from .overrides import reject_password
 
 # %% ../../nbs/config/30_schema.ipynb #b97a4f56
@@ -354,6 +354,7 @@ class Config(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     predict: PredictConfig = PredictConfig()
     compare: CompareConfig = CompareConfig()
+    audit: AuditConfig = AuditConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
     @property
