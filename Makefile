@@ -3,12 +3,13 @@
 # The variables that each target accepts on the command line. make itself accepts any NAME=VALUE: N_TRIAL=3 would start 2,000 trials.
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
-TARGETS       := help venv assets demo hpo evaluate hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
+TARGETS       := help venv assets demo hpo evaluate result hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
 	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab benchmark lint format test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
 TAKES.evaluate   := $(STUDY_TAKES)
+TAKES.result     := $(STUDY_TAKES)
 TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
 TAKES.lab        := ROOT IP PORT
@@ -92,16 +93,18 @@ demo: assets ## search on the demo corpus (10 trials, minutes) and score the win
 
 hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
 evaluate: study-name venv ## confirm the best settings of a study, refit the winner, score it once: STUDY=name [the variables of make hpo]
-hpo evaluate:
+result: study-name venv ## both, one after the other: from a table of pairs to a model and its scores; STUDY=name [the variables of make hpo]
+hpo evaluate result:
 	@set -- --study "$$STUDY" --params "$$PARAMS"; \
-	[ $@ = hpo ]         || set -- "$$@" --template studies/$@.ipynb; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
 	[ -z "$$DATA_PATH" ] || set -- "$$@" "data_path=$$DATA_PATH"; \
 	[ -z "$$MODEL" ]     || set -- "$$@" "model=$$MODEL"; \
 	[ -z "$$N_TRIALS" ]  || set -- "$$@" "n_trials=$$N_TRIALS"; \
 	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
-	exec $(PY) -m criteria_hpo.notebooks "$$@"
+	[ $@ != hpo ]    || exec $(PY) -m criteria_hpo.notebooks "$$@"; \
+	[ $@ != result ] || $(PY) -m criteria_hpo.notebooks "$$@" || exit; \
+	exec $(PY) -m criteria_hpo.notebooks "$$@" --template studies/evaluate.ipynb
 
 hpo_deberta_base_aug: venv ## search of 2,000 trials with DeBERTa-v3-base and augmentation [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_aug,true,$(or $(MODEL_NAME),microsoft/deberta-v3-base))

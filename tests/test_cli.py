@@ -390,6 +390,17 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
         assert (ROOT / "studies" / "params" / f"{study}.yaml").exists()
 
 
+def test_make_result_searches_and_evaluates() -> None:
+    """The two notebooks get the same arguments, and a failed search is not evaluated."""
+    env = os.environ | {"STUDY": "my own", "PARAMS": "studies/params/privacy.yaml", "DATA_PATH": "a b.csv"}
+    shell = composed("result", "STUDY=x", "PY=echo")
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=env)
+    search = "-m criteria_hpo.notebooks --study my own --params studies/params/privacy.yaml data_path=a b.csv"
+    assert done.stdout == f"{search}\n{search} --template studies/evaluate.ipynb\n"
+    failed = subprocess.run(["sh", "-c", composed("result", "STUDY=x", "PY=false")], check=False, env=env)
+    assert failed.returncode == 1
+
+
 REJECTED = {
     "hpo STUDY=x N_TRIAL=3": "make hpo does not accept N_TRIAL (did you mean N_TRIALS?); it accepts STUDY DATA",
     "hpo STUDY=x n_trials=3": "make hpo does not accept n_trials (did you mean N_TRIALS?)",

@@ -134,7 +134,7 @@ class SettingObserver(Observer):
         "Store the fold; return whether to continue."
         self.step(result.fold, 1.0)
         self.trained.add(result)
-        self.checkpoints.clear()
+        self.checkpoints.clear(result.fold)
         logger.info("One setting, fold %d: %s %.4f (%.1f s)", result.fold, self.metric, result.score, result.seconds)
         return not self.request.made
 

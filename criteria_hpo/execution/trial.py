@@ -209,7 +209,7 @@ class TrialObserver(Observer):
     def fold(self, result: FoldResult) -> bool:
         "Commit a finished fold, then report it to Optuna; return whether to continue."
         self.commit(result)
-        self.checkpoints.clear()
+        self.checkpoints.clear(result.fold)  # folds that train beside it keep theirs
         logger.info(
             "Trial %d fold %d: %s %.4f (best epoch %d of %d, %.1f s)",
             self.recorder.trial.number,

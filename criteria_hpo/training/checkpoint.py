@@ -95,10 +95,10 @@ class Checkpoints:
         path = self.folder / f"{self.name}-fold-{fold}.pt"
         return FoldFile(path, key, None if after is None else 60 * after, 60 * self.config.every_minutes)
 
-    def clear(self) -> None:
-        "Delete the files of the trial, including the draft of a process that was killed during a write."
+    def clear(self, fold: int | None = None) -> None:
+        "Delete the files of the trial, or of one fold, including the draft of a process that was killed during a write."
         with suppress(OSError):
-            for path in self.folder.glob(f"*{self.name}-fold-*"):
+            for path in self.folder.glob(f"*{self.name}-fold-{'*' if fold is None else f'{fold}.*'}"):
                 path.unlink(missing_ok=True)
 
 # %% ../../nbs/training/40_checkpoint.ipynb #797c6591
