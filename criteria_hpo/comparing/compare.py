@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from .curves import best_so_far, curves_figure, curves_picture, picture_files, seeds_table
+from .curves import best_so_far, curves_figure, curves_picture, seeds_table
 from .sources import Source, differing_settings, importances, open_sources, savings
-from .tables import write_tables
 from .winners import paired_tests, winner_scores
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import StudyError
-from ..core.files import write_atomic
+from ..core.files import write_changed
 from ..core.formatting import readable
+from ..plotting.picture_files import picture_files
 from ..plotting.plots import save_figure
+from ..plotting.tables import write_tables
 
 # %% ../../nbs/comparing/60_compare.ipynb #fa451a25
 TITLES = {
@@ -114,9 +115,9 @@ def compare(cfg: Config) -> Comparison:
     picture = picture_files(curves_picture(sources, curves, metric))
     save_figure(curves_figure(sources, curves, metric), picture["png"], result.folder, "curves")
     try:
-        write_atomic(result.folder / "curves.csv", long.to_csv(index=False))
+        write_changed(result.folder / "curves.csv", long.to_csv(index=False))
         for ending in ("svg", "pdf"):
-            write_atomic(result.folder / f"curves.{ending}", picture[ending])
+            write_changed(result.folder / f"curves.{ending}", picture[ending])
     except OSError as err:
         raise StudyError(f"{result.folder}: figures cannot be written ({err.strerror}); name another folder") from None
     return result
