@@ -37,7 +37,6 @@ from ..training.checkpoint import Checkpoints
 from ..training.cross_validation import DoesNotFit, cross_validate, with_sizes
 from ..training.epoch import Diverged, TrainingSetup, Unfinished
 from ..training.fold import FoldResult, Observer
-from ..training.metrics import criterion_counts
 
 # %% ../../nbs/execution/20_trial.ipynb #917683a2
 def slot_sampler(
@@ -197,12 +196,10 @@ class TrialObserver(Observer):
         return self.reporter.report_epoch(fold, epoch, score)
 
     def commit(self, result: FoldResult) -> None:
-        "Commit a finished fold to the ledger, with its predictions and counts by criterion if the pairs are known."
+        "Commit a finished fold to the ledger, with its predictions if the pairs are known."
         details = {name: getattr(result, name) for name in DETAILS}
         predictions = None
         if self.pairs is not None:
-            labels, criteria = self.setup.tokens.labels[result.rows], self.pairs.criterion_id.to_numpy()[result.rows]
-            details["criteria"] = criterion_counts(criteria, labels, result.probs, result.threshold)
             predictions = Predictions(rows_hash(self.pairs, result.rows), result.probs)
         self.recorder.ledger.commit_fold(self.recorder.lease, result.fold, result.score, details, predictions)
 
@@ -246,7 +243,7 @@ def train_trial(cfg: Config, setup: TrainingSetup, observer: TrialObserver) -> F
 class Objective:
     """The objective that all trials of a study share. Called with a lease, it runs that slot's trial to its end.
 
-    `pairs`: the pairs of the rows of `setup.tokens`; without them no predictions and no counts by criterion are stored.
+    `pairs`: the pairs of the rows of `setup.tokens`; without them no predictions are stored.
     """
 
     cfg: Config

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'SAME_SCORE', 'MIN_FOR_THRESHOLD', 'check_scores', 'f1', '
            'confusion_by_group', 'f1_of_counts', 'mcc_of_counts', 'macro_f1', 'score_of', 'score_all',
            'constant_scores', 'candidate_thresholds', 'scores_at', 'best_threshold', 'can_choose_threshold',
            'choose_threshold', 'constant_answer', 'constant_answer_of', 'constant_scores_of', 'count_pairs',
-           'criterion_numbers', 'criterion_counts']
+           'criterion_numbers']
 
 # %% ../../nbs/training/20_metrics.ipynb #d1e9c87f
 from collections.abc import Callable
@@ -235,12 +235,3 @@ def criterion_numbers(
 ) -> np.ndarray:  # int64 (n,)
     "The number of each pair's criterion among the sorted ids, from 0."
     return np.unique(pairs.criterion_id.astype(str), return_inverse=True)[1]
-
-# %% ../../nbs/training/20_metrics.ipynb #52a0966c
-def criterion_counts(
-    criteria: np.ndarray, labels: np.ndarray, probs: np.ndarray, threshold: float = 0.5
-) -> dict[str, dict[str, int]]:
-    "Return tp, fp, fn and tn of `probs >= threshold` by criterion; arrays of criterion ids, 0/1 and [0, 1], shape (n,)."
-    ids, codes = np.unique(criteria.astype(str), return_inverse=True)
-    counts = confusion_by_group(codes, labels.astype(bool), probs >= threshold)
-    return {str(name): dict(zip(("tp", "fp", "fn", "tn"), map(int, row))) for name, row in zip(ids, counts)}
