@@ -91,6 +91,7 @@ demo: assets ## search on the demo corpus (10 trials, minutes) and score the win
 	$(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml && \
 	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml --template studies/evaluate.ipynb
 
+NOTEBOOK = $(PY) -m criteria_hpo.notebooks "$$@"
 hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
 evaluate: study-name venv ## confirm the best settings of a study, refit the winner, score it once: STUDY=name [the variables of make hpo]
 result: study-name venv ## both, one after the other: from a table of pairs to a model and its scores; STUDY=name [the variables of make hpo]
@@ -102,9 +103,7 @@ hpo evaluate result:
 	[ -z "$$MODEL" ]     || set -- "$$@" "model=$$MODEL"; \
 	[ -z "$$N_TRIALS" ]  || set -- "$$@" "n_trials=$$N_TRIALS"; \
 	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
-	[ $@ != hpo ]    || exec $(PY) -m criteria_hpo.notebooks "$$@"; \
-	[ $@ != result ] || $(PY) -m criteria_hpo.notebooks "$$@" || exit; \
-	exec $(PY) -m criteria_hpo.notebooks "$$@" --template studies/evaluate.ipynb
+	$(if $(filter hpo,$@),exec $(NOTEBOOK),$(if $(filter result,$@),$(NOTEBOOK) && )exec $(NOTEBOOK) --template studies/evaluate.ipynb)
 
 hpo_deberta_base_aug: venv ## search of 2,000 trials with DeBERTa-v3-base and augmentation [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_aug,true,$(or $(MODEL_NAME),microsoft/deberta-v3-base))

@@ -82,6 +82,7 @@ examples
   criteria-hpo command=predict model=studies/mine/model input=posts.csv output=answers.csv
   criteria-hpo command=compare studies=[mine,other]
   criteria-hpo command=audit predictions=theirs.csv folds=their_folds.csv
+  criteria-hpo command=export hpo.study_name=mine output=mine_archive
 
 Results are written to studies/NAME/: study.db, study.log, manifest.json, train.json, plots/. The cache folder is set by the
 environment variable CRITERIA_HPO_CACHE (default: ~/.cache/criteria_hpo). It holds downloads and, with augmentation, words of

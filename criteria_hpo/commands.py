@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
-           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare', 'command_audit']
+           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare', 'command_audit',
+           'command_export', 'command_restore']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config.schema import Config
-from .core.errors import DataError, ModelError
+from .core.errors import ConfigError, DataError, ModelError
 from .core.files import quick_imports
 from .core.formatting import format_value
 
@@ -224,6 +225,36 @@ def command_audit(cfg: Config) -> None:
     text, files = audit_file(cfg)
     print(f"{text}\n{' and '.join(map(str, files))} written")
 
+# %% ../nbs/40_commands.ipynb #32c0d503
+def command_export(cfg: Config) -> None:
+    "Write a study as small files of numbers that a repository can hold: command=export [output=FOLDER] [predictions=false]."
+    with quick_imports():
+        from criteria_hpo.archive.write import write_archive
+        from criteria_hpo.config.paths import storage_url, study_dir
+        from criteria_hpo.results.stored import stored_study
+        from criteria_hpo.storage.ledger import Ledger
+
+    study = stored_study(cfg)
+    folder = Path(cfg.export.output or study_dir(cfg) / "export")
+    ledger = Ledger(storage_url(cfg), study.study_name)
+    number = write_archive(study, ledger, folder, cfg.export.predictions)
+    ledger.engine.dispose()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{number:,} trials of study '{study.study_name}' written to {folder} ({size / 1e6:.1f} MB)")
+
+
+def command_restore(cfg: Config) -> None:
+    "Make a study of an archive, which can be resumed: command=restore input=FOLDER hpo.study_name=NAME."
+    if cfg.restore.input is None:
+        raise ConfigError("restore.input is missing: name the folder of an archive with input=FOLDER")
+    with quick_imports():
+        from criteria_hpo.archive.restore import restore_archive
+        from criteria_hpo.config.paths import make_study_dir, storage_url
+
+    make_study_dir(cfg)
+    study = restore_archive(Path(cfg.restore.input), storage_url(cfg), cfg.hpo.study_name)
+    print(f"{len(study.trials):,} trials restored as study '{study.study_name}'; command=hpo with its settings resumes it")
+
 # %% ../nbs/40_commands.ipynb #ddb83ffc
 COMMANDS = {
     "hpo": command_hpo,
@@ -237,6 +268,8 @@ COMMANDS = {
     "predict": command_predict,
     "compare": command_compare,
     "audit": command_audit,
+    "export": command_export,
+    "restore": command_restore,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

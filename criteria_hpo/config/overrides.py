@@ -179,6 +179,8 @@ SHORT = {
     "predict": ("model=", "input=", "output="),
     "compare": ("studies=", "output="),
     "audit": ("predictions=", "folds=", "output="),
+    "export": ("output=", "predictions="),
+    "restore": ("input=",),
 }
 
 

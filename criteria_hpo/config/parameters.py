@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from .load import load_config
+from .other_commands import OtherCommands
 from .overrides import reject_password, safe_url
 from .paths import checkout
 from .schema import Config
@@ -65,8 +66,8 @@ def work_in_checkout() -> Path:
 
 # %% ../../nbs/config/60_parameters.ipynb #cda2fa54
 def config_text(cfg: Config) -> str:
-    "The configuration as readable YAML, without null values, and without `augmentation` if it is disabled."
-    off = None if cfg.augmentation.enable else {"augmentation"}
+    "The configuration of a study as readable YAML, without null values and what has no effect on it."
+    off = set(OtherCommands.model_fields) | (set() if cfg.augmentation.enable else {"augmentation"})
     values = cfg.model_dump(mode="json", exclude=off, exclude_none=True)
     return yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=120)
 

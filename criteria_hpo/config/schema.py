@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
-from .other_commands import AuditConfig, CompareConfig, PredictConfig
+from .other_commands import OtherCommands
 from .overrides import reject_password
 
 # %% ../../nbs/config/30_schema.ipynb #b97a4f56
@@ -334,7 +334,7 @@ class EvaluateConfig(Frozen):
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$", description="letters, digits and '_'")] = "confirm"
 
 # %% ../../nbs/config/30_schema.ipynb #b8b2af07
-class Config(Frozen):
+class Config(OtherCommands):
     "The whole configuration of one run."
 
     command: str = "hpo"
@@ -352,9 +352,6 @@ class Config(Frozen):
     hpo: HpoConfig = HpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    predict: PredictConfig = PredictConfig()
-    compare: CompareConfig = CompareConfig()
-    audit: AuditConfig = AuditConfig()
     experiment_name: str = "study"  # after hpo, whose study_name it copies: an invalid name is reported once, for hpo
 
     @property
