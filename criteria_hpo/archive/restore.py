@@ -12,8 +12,8 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from .parts import unpacked_predictions, unpacked_rows
 
+from .parts import unpacked_predictions, unpacked_rows
 from .rows import RESTORED, Distributions, Row, slot_values, trial_of
 from .write import read_about
 from ..core.errors import StudyError

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from .parts import packed_predictions, packed_rows, stored_predictions
 
+from .parts import packed_predictions, packed_rows, stored_predictions
 from .rows import RESTORED, study_rows
 from ..core.errors import StudyError
 from ..core.files import write_atomic
