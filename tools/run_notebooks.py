@@ -143,6 +143,7 @@ def start(path: Path, folder: Path) -> Run | None:
     if pid := os.fork():
         return Run(path, pid, report, output, time.monotonic())
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(ROOT)
     sink, nothing = os.open(output, os.O_WRONLY | os.O_CREAT), os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, sink), (2, sink)):
@@ -269,6 +270,7 @@ def main() -> int:
     sys.path.insert(1, str(ROOT))
     imported = len(paths) > 1 and import_libraries(args.flags, args.threads)
     scratch, parent = Path(tempfile.mkdtemp()), os.getpid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the running notebooks are killed as well
     try:
         return min(1, run_all(paths, args.flags, args.jobs or default_jobs(), imported, args.timeout, scratch))
     finally:

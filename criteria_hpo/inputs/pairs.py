@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -158,10 +159,11 @@ def _check_rows(rows: pd.DataFrame, source: str, column_names: Mapping[str, str]
 # %% ../../nbs/inputs/60_pairs.ipynb #302cc97f
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Suppress the warnings of the checks while the body runs."""
+    """Suppress the warnings of the checks while the body runs, but not what other threads log."""
+    this = threading.get_ident()
 
     def silent(record: logging.LogRecord) -> bool:
-        return False
+        return record.thread != this
 
     logger.addFilter(silent)
     try:
