@@ -26,7 +26,7 @@ from ..core.bars import make_bar
 from ..core.errors import ConfigError, DataError, logger, looked_in
 from ..core.files import atomic_path, write_atomic
 from ..core.stopping import stoppable
-from .model_folder import read_facts
+from .model_folder import MODEL, read_facts
 from .predictor import Predictor
 from .streams import OUTPUT_FORMATS, Row, answer_bytes, convert_to_parquet, open_posts, row_chunks
 
@@ -49,7 +49,7 @@ def checked_paths(cfg: Config) -> tuple[Path, Path, Path]:
     for name in ("input", "output"):
         if getattr(given, name) is None:
             raise ConfigError(f"predict.{name} is missing; write command=predict model=FOLDER input=FILE output=FILE")
-    model = Path(given.model) if given.model else study_dir(cfg) / "model"
+    model = Path(given.model) if given.model else study_dir(cfg) / MODEL
     source, output = Path(str(given.input)), Path(str(given.output))
     if not source.is_file():
         raise DataError(f"{source}: no such file; check predict.input ({looked_in(source)})")
@@ -59,7 +59,7 @@ def checked_paths(cfg: Config) -> tuple[Path, Path, Path]:
     return model, source, output
 
 # %% ../../nbs/serving/60_predict.ipynb #c613bb1f
-BLOCK, LARGE = 2**24, 2**30
+BLOCK, LARGE = 2**20, 2**30
 
 
 def input_hash(path: Path) -> str:
@@ -199,9 +199,10 @@ def predict_file(cfg: Config) -> Progress:
         with bar:
             seen = 0
             for rows in row_chunks(posts.rows):
+                left = rows[max(0, progress.rows - seen) :]
                 seen += len(rows)
-                if seen > progress.rows:
-                    answers.commit(len(rows), answer_rows(predictor, rows, extension), [row for row in rows if row.problem])
+                if left:
+                    answers.commit(len(left), answer_rows(predictor, left, extension), [row for row in left if row.problem])
                     request.raise_if_made(STOPPED)
                 bar.update(posts.position() - bar.n)
         finish(answers, extension)
