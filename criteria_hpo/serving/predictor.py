@@ -73,7 +73,7 @@ def chosen_criteria(known: Mapping[str, str], wanted: Iterable[str] | Mapping[st
         raise ConfigError("no criterion was given; give ids from criteria.json, or None for all")
     return chosen
 
-# %% ../../nbs/serving/40_predictor.ipynb #a521f969
+# %% ../../nbs/serving/40_predictor.ipynb #d342b045
 COMPARED, AT_ONCE = 4 * 28, 100_000  # texts that a comparison reads at most; characters of posts that are tokenised at once
 
 
@@ -104,12 +104,15 @@ def device_of(name: str | torch.device | None) -> torch.device:
 def member_logits(
     member: PreTrainedModel, tokens: TokenisedPairs, batches: Sequence[np.ndarray], device: torch.device
 ) -> np.ndarray:
-    "Return the logits of n pairs, float32 (n,)."
+    "Return the logits of n pairs, float32 (n,). Raises a `ConfigError` for a batch that does not fit into memory."
     logits = np.empty(len(tokens), dtype=np.float32)
     unread = {"labels"} if reads_token_types(member) else {"labels", "token_type_ids"}
     for rows in batches:
         inputs = {name: tensor for name, tensor in collate(tokens, rows, device).items() if name not in unread}
-        logits[rows] = member(**inputs).logits.squeeze(-1).float().cpu().numpy()
+        try:
+            logits[rows] = member(**inputs).logits.squeeze(-1).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise ConfigError(f"{len(rows)} pairs do not fit into the memory of {device}; lower predict.batch_size") from None
     return logits
 
 # %% ../../nbs/serving/40_predictor.ipynb #18ff14fd

@@ -26,6 +26,7 @@ from ..model.encoders import load_tokenizer
 from .card import Score, model_card
 from .decision import Decision
 from .model_folder import MODEL, ModelFacts, holds_calibration, is_model_folder, write_model
+from .sharing import shareable
 
 # %% ../../nbs/serving/35_study_model.ipynb #c482911d
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def write_study_model(cfg: Config, made: StudyModel) -> Path:
         first = CompactableEncoder(str(made.weights[0].resolve()))
         placed = made.decision.placed_in_weights() if holds_calibration(first.model, made.decision) else made.decision
         shown = f"studies/{cfg.hpo.study_name}/{MODEL}"
-        card = model_card(made.manifest, len(made.criteria), placed, made.scores, len(made.weights), name=shown)
-        manifest = made.manifest | {"source": source}
+        manifest = shareable(made.manifest) | {"source": source}
+        card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), name=shown)
         facts = ModelFacts(made.criteria, made.decision, model.max_length, model.long_posts, manifest, card)
 
         def members() -> Iterator[CompactableEncoder]:
