@@ -23,6 +23,7 @@ from ..config.schema import Config
 from ..core.bars import make_bar
 from ..core.errors import StudyError, logger
 from ..core.files import write_atomic
+from ..core.formatting import counted
 from ..core.seeds import derived_seed
 from ..core.stopping import SEARCH_STOPPED, StopRequest
 from ..data.folds import Fold
@@ -118,7 +119,7 @@ def save_refit(refit: Refit, search: StudyRun, setup: TrainingSetup) -> Path:
 
 def train_refit(refit: Refit, search: StudyRun, setup: TrainingSetup, on_step: Callable[[float], None]) -> None:
     "Train and save one refit. Raises a `StudyError` if it diverges."
-    logger.info("Refit %s, seed %d: %d epochs on all dev pairs", refit.role, refit.number, refit.epochs)
+    logger.info("Refit %s, seed %d: %s on all dev pairs", refit.role, refit.number, counted(refit.epochs, "epoch"))
     try:
         fit(setup, refit.setting, refit.epochs, refit.seed(search.cfg), on_step)
     except Diverged as err:

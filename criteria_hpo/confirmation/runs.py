@@ -21,6 +21,7 @@ from ..config.schema import Config
 from .cuts import confirmation_seed, new_cut
 from .settings import Candidate, best_candidates, confirmation_config
 from ..core.errors import StudyError, guarded, logger
+from ..core.formatting import counted
 from ..core.stopping import StopRequest, stoppable
 from ..data.folds import Fold
 from ..data.study_data import Data
@@ -57,7 +58,8 @@ def opened_search(cfg: Config, data: Data | None = None) -> Iterator[StudyRun]:
     try:
         study = open_study(cfg, checked.data, ledger)
         if open_slots := len(ledger.slots(unfinished=True)):
-            logger.warning("study '%s': %d trials have not ended; its best settings may change", study.study_name, open_slots)
+            still = counted(open_slots, "trial has", "trials have")
+            logger.warning("study '%s': %s not ended; its best settings may change", study.study_name, still)
         yield StudyRun(keep_threads(cfg, checked.data, study, ledger), checked.data, study, ledger)
     finally:
         ledger.engine.dispose()
@@ -167,8 +169,8 @@ def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidat
         stored = tuple(Candidate.from_json(each) for each in study.user_attrs[SETTINGS])
     if missing := [new.name for new in wanted if new.setting not in [old.setting for old in stored]]:
         logger.warning(
-            "study '%s' keeps the %d settings it began with; now %s would be among them: set evaluate.suffix to begin anew",
-            *(ledger.study, len(stored), ", ".join(missing[:5])),
+            "study '%s' keeps the %s it began with; now %s would be among them: set evaluate.suffix to begin anew",
+            *(ledger.study, counted(len(stored), "setting"), ", ".join(missing[:5])),
         )
     return stored
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from .test_predictions import POSITIVE, WINNER, Predicted
 from ..core.bars import make_bar
+from ..core.formatting import counted
 from ..evaluation.intervals import Prediction, effective_groups, group_intervals, jackknife_interval, paired_difference
 from ..evaluation.metrics import METRIC_TABLE, scores
 from ..evaluation.permutation import permutation_test
@@ -129,16 +130,17 @@ def constant_remarks(test: Test) -> list[str]:
     for name, (probs, cut) in test.models.items():
         runs = [] if name == POSITIVE else list(np.atleast_2d(probs))
         if flat := sum(constant_scores(run) for run in runs):
-            found.append(f"{name}: {flat} of {len(runs)} models give every pair the same score, and so have learned nothing.")
+            found.append(f"{name}: {flat} of {counted(len(runs), 'model')} gave every pair one score, and so learned nothing.")
         elif one := sum(constant_answer(run, np.asarray(cut)) is not None for run in runs):
-            found.append(f"{name}: {one} of {len(runs)} models answer all pairs alike; F1 and MCC say nothing there.")
+            found.append(f"{name}: {one} of {counted(len(runs), 'model')} answered all pairs alike; F1 and MCC say nothing.")
     return found
 
 
 def test_sentences(test: Test, found: pd.DataFrame, metric: str) -> list[str]:
     "Return sentences: the size of the test, remarks, and the winner against each other model on the study's metric."
     n_groups, title = test.pairs.group_id.nunique(), METRIC_TABLE[metric].title
-    size = f"Test: {len(test.pairs):,} pairs, {int(test.pairs.label.sum()):,} positive, {n_groups:,} groups."
+    pairs, positive = counted(len(test.pairs), "pair"), int(test.pairs.label.sum())
+    size = f"Test: {pairs}, {positive:,} positive, {counted(n_groups, 'group')}."
     lines = [size, *group_remarks(n_groups), *constant_remarks(test)]
     for row in found[found.metric == metric].to_dict("records"):
         note = "" if np.isnan(row["p"]) else f", permutation test p = {row['p']:.3g}"

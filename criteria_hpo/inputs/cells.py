@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pandas as pd
 
 from ..core.errors import DataError, logger
+from ..core.formatting import counted
 
 # %% ../../nbs/inputs/30_cells.ipynb #452db62d
 INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # soft hyphen, zero-width, writing direction, byte order mark
@@ -132,7 +133,7 @@ def rows_with(column: pd.Series, cells: Iterable[str], predicate: Callable[[str]
 
 def count_rows(rows: pd.Index) -> str:
     """Return the number of rows as a phrase for a message."""
-    return f"{len(rows)} row{'s' * (len(rows) > 1)}"
+    return counted(len(rows), "row")
 
 # %% ../../nbs/inputs/30_cells.ipynb #cc751a4d
 def is_nested(cell: str) -> bool:

@@ -19,6 +19,7 @@ import pandas as pd
 from ..config.schema import DataConfig
 from ..core.assets import fetch_asset
 from ..core.errors import ConfigError, DataError, did_you_mean, logger
+from ..core.formatting import counted
 from criteria_hpo.inputs.cells import (
     LOOKS_LIKE_ID,
     check_cells,
@@ -92,7 +93,8 @@ def _find_evidence(annotations: pd.DataFrame, posts: pd.DataFrame, source: str) 
     found = [" ".join(sentence.split()) in texts[post] for sentence, post in zip(annotations.evidence, annotations.post_id)]
     if missed := len(found) - sum(found):
         row = annotations.index[found.index(False)]
-        logger.warning("%s: %d sentences are not in their post (first: row %s); only their labels are used", source, missed, row)
+        lost = counted(missed, "sentence is not in its", "sentences are not in their")
+        logger.warning("%s: %s post (first: row %s); of these only the label is used", source, lost, row)
     return annotations.assign(evidence=annotations.evidence.where(pd.Series(found, annotations.index, dtype=bool), ""))
 
 # %% ../../nbs/inputs/90_corpora.ipynb #4a9e9fcd
@@ -172,7 +174,8 @@ def reduce_positives(pairs: pd.DataFrame, rate: float, seed: int) -> pd.DataFram
             f"data.positive_rate is {rate}, but {present:.4f} of the pairs are positive; choose a lower rate, or null"
         )
     if wanted == 0:
-        raise DataError(f"data.positive_rate is {rate}, which leaves no positive among {len(pairs)} pairs; choose a higher rate")
+        pool = counted(len(pairs), "pair")
+        raise DataError(f"data.positive_rate is {rate}, which leaves no positive among {pool}; choose a higher rate")
     gone = np.random.default_rng(seed).permutation(positives)[wanted:]
     return pairs.drop(gone).reset_index(drop=True)
 

@@ -15,6 +15,7 @@ from typing import IO
 import pandas as pd
 
 from ..core.errors import DataError
+from ..core.formatting import counted
 
 # %% ../../nbs/inputs/10_delimited.ipynb #7bfcdd18
 SIGNATURES = {  # first bytes of files that are not UTF-8 text
@@ -168,7 +169,7 @@ def _check_row(cells: list[str], header: list[str], source: str, number: int) ->
     """Raise DataError if a row has more or fewer fields than the header, or repeats it."""
     if len(cells) != len(header):
         raise DataError(
-            f"{source}, row {number}: {len(cells)} fields, but the header has {len(header)}; enclose texts that contain the "
+            f"{source}, row {number}: {counted(len(cells), 'field')}, but the header has {len(header)}; enclose texts with the "
             f"separator in double quotes"
         )
     if cells[0] == header[0] and [cell.strip() for cell in cells] == header:

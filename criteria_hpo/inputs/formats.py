@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..config.schema import DataConfig
 from ..core.errors import ConfigError, DataError, did_you_mean, logger
+from ..core.formatting import counted
 from .cells import text_key
 from .labels import Locked, lock_labels, normalise_label, read_labels
 from .pairs import REQUIRED, check_pairs, drop_blank_rows, take_columns, warn_of_no_groups
@@ -61,7 +62,7 @@ def decide_labels(rows: pd.DataFrame, data: DataConfig, source: str) -> pd.DataF
     """Return `rows` with labels 0 and 1 (int64), read with `data.labels` and decided by majority among annotators."""
     labels = read_labels(rows.label, source, data.columns.label, data.labels)
     if left_out := len(rows) - len(labels):
-        logger.warning("%s: %d rows left out, as data.labels maps their label to null", source, left_out)
+        logger.warning("%s: %s left out, as data.labels maps their label to null", source, counted(left_out, "row"))
     rows = rows.loc[labels.index].assign(label=labels)
     return majority(rows, data.ties, source, data.columns.annotator or "annotator")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import ConfigError, DataError, did_you_mean, logger
+from ..core.formatting import counted
 from .cells import check_cells, count_rows, distinct_cells, strip_cell, warn_of_suspicious_cells
 from .labels import check_evidence, parse_evidence, read_labels
 from criteria_hpo.inputs.repairs import (
@@ -133,8 +134,8 @@ def warn_of_copies(rows: pd.DataFrame, source: str) -> int:
     copies = int((rows.groupby("post").group_id.nunique() > 1).sum())
     if copies:
         logger.warning(
-            "%s: %d texts occur in more than one group, so a split cannot keep them together; give their posts one group_id",
-            *(source, copies),
+            "%s: %s in more than one group, so a split cannot keep all copies together; give their posts one group_id",
+            *(source, counted(copies, "text occurs", "texts occur")),
         )
     return copies
 

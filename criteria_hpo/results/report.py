@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.formatting import as_overrides
+from ..core.formatting import as_overrides, counted
 from ..plotting.plot_data import metric_name
 from ..pruning.savings import folds_unpruned, saved_share
 from .learning import learning_remark
@@ -131,11 +131,6 @@ def format_seconds(seconds: float) -> str:
             parts.append(f"{count} {name}" if count else "")
     return " ".join(part for part in parts[:2] if part) or "0 s"
 
-# %% ../../nbs/results/50_report.ipynb #a3c2a306
-def _count(number: float, noun: str) -> str:
-    "Return a whole number with its noun, in the plural where needed."
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
 # %% ../../nbs/results/50_report.ipynb #58f54573
 def _trials_line(study: optuna.Study) -> str:
     "Return the number of finished trials, by state and by the rule that pruned them."
@@ -149,7 +144,7 @@ def _trials_line(study: optuna.Study) -> str:
     if by_state["FAIL"]:
         parts.append(f"{by_state['FAIL']:,} failed")
     running = f"; {by_state['RUNNING']:,} still running" if by_state["RUNNING"] else ""
-    return f"{_count(sum(by_state[state.name] for state in FINISHED), 'finished trial')}: {', '.join(parts)}{running}."
+    return f"{counted(sum(by_state[state.name] for state in FINISHED), 'finished trial')}: {', '.join(parts)}{running}."
 
 # %% ../../nbs/results/50_report.ipynb #42c1da86
 def _default_name(study: optuna.Study, default: FrozenTrial) -> str:
@@ -161,7 +156,7 @@ def _default_name(study: optuna.Study, default: FrozenTrial) -> str:
 def _best_line(study: optuna.Study, best: FrozenTrial) -> str:
     "Return the best trial with its score and the difference from the defaults."
     scores = best.user_attrs.get("fold_scores", [])
-    spread = f", mean of {_count(len(scores), 'fold')} from {min(scores):.3f} to {max(scores):.3f}" if scores else ""
+    spread = f", mean of {counted(len(scores), 'fold')} from {min(scores):.3f} to {max(scores):.3f}" if scores else ""
     line = f"Best: trial {best.number}, {metric_name(study)} {best.value:.4f}{spread}."
     default = trial_of_slot(study.get_trials(deepcopy=False), 0)
     if default is None:
@@ -176,7 +171,7 @@ def _best_line(study: optuna.Study, best: FrozenTrial) -> str:
 # %% ../../nbs/results/50_report.ipynb #f75a1967
 def _cost_line(cost: dict[str, float], seconds: float, summed: float = 0.0) -> str:
     "Return a line with folds, wall time `seconds`, the time `summed` over folds if longer, and what pruning saved."
-    spent = f"Trained {_count(cost['trained'], 'fold')} in {format_seconds(seconds)}"
+    spent = f"Trained {counted(cost['trained'], 'fold')} in {format_seconds(seconds)}"
     if summed > 1.05 * seconds:
         spent += f" (side by side: {format_seconds(summed)} summed over the folds)"
     if cost["trained"] == cost["without_pruning"]:

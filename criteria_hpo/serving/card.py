@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..core.formatting import counted
 from .decision import Decision
 
 # %% ../../nbs/serving/30_card.ipynb #d9d09314
@@ -60,10 +61,11 @@ def front_matter(model_name: str, licence: str | None = None) -> str:
 # %% ../../nbs/serving/30_card.ipynb #adcb385b
 def data_section(manifest: Mapping[str, Any], n_criteria: int) -> str:
     "Return the sentences on the data: numbers and hashes, no texts."
-    lines = [f"{n_criteria} criteria, listed in `criteria.json`."]
+    lines = [f"{counted(n_criteria, 'criterion', 'criteria')}, listed in `criteria.json`."]
     for part, words in (("dev", "searched, trained and calibrated on"), ("test", "scored once, after all choices")):
         if count := (manifest.get("counts") or {}).get(part):
-            numbers = ", ".join(f"{value:,} {name}" for name, value in count.items() if isinstance(value, int))
+            whole = [(name, value) for name, value in count.items() if isinstance(value, int)]
+            numbers = ", ".join(counted(value, name.removesuffix("s"), name) for name, value in whole)
             lines.append(f"- {part}: {numbers}; {words}.")
     if data := (manifest.get("hashes") or {}).get("data"):
         lines.append(f"- sha256 of the pairs: `{data}`")
@@ -80,8 +82,8 @@ def search_section(manifest: Mapping[str, Any]) -> str:
     sampler, pruner = (hpo.get(part, {}).get("type", "unknown") for part in ("sampler", "pruner"))
     return (
         f"Encoder `{model.get('model_name')}`, at most {model.get('max_length')} tokens, {data.get('n_folds')} folds that keep "
-        f"groups whole. {cfg.get('n_trials'):,} trials ({trials or 'states unknown'}) maximised {hpo.get('metric')}, proposed by "
-        f"{sampler}, pruned by {pruner}. Versions, seeds and hashes: `manifest.json`."
+        f"groups whole. {counted(cfg.get('n_trials', 0), 'trial')} ({trials or 'states unknown'}) maximised {hpo.get('metric')}, "
+        f"proposed by {sampler}, pruned by {pruner}. Versions, seeds and hashes: `manifest.json`."
     )
 
 # %% ../../nbs/serving/30_card.ipynb #99cc69cf

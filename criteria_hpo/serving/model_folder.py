@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import ModelError, StudyError
+from ..core.formatting import counted
 from ..inputs.criteria import read_criteria
 from ..model.classifier import CompactableEncoder, reads_token_types
 from ..model.encoders import load_encoder, load_tokenizer
@@ -35,7 +36,8 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     "Return the only linear layer with one output. Raises a `ModelError` if there are none or several."
     found = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
     if len(found) != 1:
-        raise ModelError(f"{model.config.model_type}: {len(found)} layers have one output, not one; its head is not known")
+        layers = counted(len(found), "layer has", "layers have")
+        raise ModelError(f"{model.config.model_type}: {layers} one output; a head has one such layer")
     return found[0]
 
 # %% ../../nbs/serving/20_model_folder.ipynb #96d1d02a
@@ -197,7 +199,8 @@ def read_member(folder: Path) -> PreTrainedModel:
     "Return the encoder of a plain folder in evaluation mode. Raises a `ModelError` if a part of it is missing."
     model, fresh = load_encoder(str(folder.resolve()))
     if fresh:
-        raise ModelError(f"{folder}: {len(fresh)} weights are missing, for example {min(fresh)}; write the folder again")
+        lacking = counted(len(fresh), "weight is", "weights are")
+        raise ModelError(f"{folder}: {lacking} missing, for example {min(fresh)}; write the folder again")
     return model.eval()
 
 # %% ../../nbs/serving/20_model_folder.ipynb #2a52a589

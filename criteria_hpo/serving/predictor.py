@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.errors import ConfigError, DataError, did_you_mean
+from ..core.formatting import counted
 from ..data.batches import collate, eval_batches
 from ..data.joined_tokens import TokenRows, rows_pairwise, token_rows
 from ..data.tokens import TokenisedPairs, check_criteria, concatenate_rows
@@ -73,7 +74,7 @@ def chosen_criteria(known: Mapping[str, str], wanted: Iterable[str] | Mapping[st
         raise ConfigError("no criterion was given; give ids from criteria.json, or None for all")
     return chosen
 
-# %% ../../nbs/serving/40_predictor.ipynb #d342b045
+# %% ../../nbs/serving/40_predictor.ipynb #a4cb32ba
 COMPARED, AT_ONCE = 4 * 28, 100_000  # texts that a comparison reads at most; characters of posts that are tokenised at once
 
 
@@ -112,7 +113,8 @@ def member_logits(
         try:
             logits[rows] = member(**inputs).logits.squeeze(-1).float().cpu().numpy()
         except torch.OutOfMemoryError:
-            raise ConfigError(f"{len(rows)} pairs do not fit into the memory of {device}; lower predict.batch_size") from None
+            pairs = counted(len(rows), "pair")
+            raise ConfigError(f"{pairs} at once: too much for the memory of {device}; lower predict.batch_size") from None
     return logits
 
 # %% ../../nbs/serving/40_predictor.ipynb #18ff14fd

@@ -23,6 +23,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from ..core.errors import DataError
+from ..core.formatting import counted
 from ..inputs.cells import is_removed, strip_cell
 from ..inputs.delimited import MAX_LINE, SEP_LINE, read_delimited
 from ..inputs.pairs import take_columns
@@ -85,7 +86,7 @@ def delimited_rows(stream: IO[bytes], source: str, separator: str, names: Mappin
         if len(cells) == len(header):
             yield checked_row(number, cells[at["post_id"]] if "post_id" in at else str(number), cells[at["post"]])
         elif "".join(cells).strip():
-            yield Row(number, "", "", f"{len(cells)} fields, but the header has {len(header)}")
+            yield Row(number, "", "", f"{counted(len(cells), 'field')}, but the header has {len(header)}")
 
 # %% ../../nbs/serving/50_streams.ipynb #610b2fec
 def json_cells(line: bytes) -> dict[str, str] | str:
