@@ -25,9 +25,9 @@ from ..core.errors import ConfigError
 from ..core.files import write_atomic
 from ..evaluation.calibration import Calibration, choose_calibration
 from ..evaluation.thresholds import Thresholds, choose_thresholds
+from ..evaluation.zero_shot import logits_of, model_logits, zero_shot
 from ..execution.study import StudyRun
 from ..results.baselines import tfidf_baseline
-from ..results.zero_shot import logits_of, model_logits, zero_shot
 from ..storage.predictions import out_of_fold
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #c5aee308
