@@ -3,13 +3,14 @@
 # The variables that each target accepts on the command line. make itself accepts any NAME=VALUE: N_TRIAL=3 would start 2,000 trials.
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
-TARGETS       := help venv assets demo hpo evaluate result hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
+TARGETS       := help venv assets demo hpo evaluate result compare hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
 	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab benchmark lint format test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
 TAKES.evaluate   := $(STUDY_TAKES)
 TAKES.result     := $(STUDY_TAKES)
+TAKES.compare    := STUDIES OVERRIDES
 TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
 TAKES.lab        := ROOT IP PORT
@@ -104,6 +105,12 @@ hpo evaluate result:
 	[ -z "$$N_TRIALS" ]  || set -- "$$@" "n_trials=$$N_TRIALS"; \
 	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
 	$(if $(filter hpo,$@),exec $(NOTEBOOK),$(if $(filter result,$@),$(NOTEBOOK) && )exec $(NOTEBOOK) --template studies/evaluate.ipynb)
+
+compare: venv ## show stored studies side by side, and which winner is better: STUDIES="first second" [OVERRIDES=]
+	@[ -n "$$STUDIES" ] || { echo 'STUDIES is missing: run make compare STUDIES="first second"' >&2; exit 2; }; \
+	set -- --studies "$$STUDIES"; \
+	[ -z "$$OVERRIDES" ] || set -- "$$@" "overrides=$$OVERRIDES"; \
+	exec $(PY) -m criteria_hpo.notebooks "$$@"
 
 hpo_deberta_base_aug: venv ## search of 2,000 trials with DeBERTa-v3-base and augmentation [N_TRIALS= MODEL_NAME=FOLDER_OR_ID OVERRIDES=]
 	$(PY) -m criteria_hpo.cli command=hpo $(call deberta,base_aug,true,$(or $(MODEL_NAME),microsoft/deberta-v3-base))

@@ -178,11 +178,17 @@ def test_the_command(extension: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = tmp_path / "theirs.csv"
     source.write_text("score,label,fold\n0.5,1,0\nwalnut,0,1\n")
+    other, bare = tmp_path / "other.csv", tmp_path / "bare.csv"
+    other.write_text("score,label,fold\n0.5,1,0\n0.4,0,1\n")
+    bare.write_text("score,post_id\n0.5,1\n0.4,2\n")
     cases = [
         ([], "audit.predictions is missing"),
         ([f"predictions={tmp_path / 'none.csv'}"], "no such file; check audit.predictions"),
         ([f"predictions={source}"], "row 3: score is not a finite number"),
         ([f"predictions={source}", "audit.columns.label=y"], "no such column"),
+        ([f"predictions={other}", f"folds={source}", "audit.fold_columns.fold=folds"], "audit.fold_columns.fold=folds: "),
+        ([f"predictions={other}", f"folds={other}", "audit.fold_columns.split=fold"], "is another word than train, val and test"),
+        ([f"predictions={other}", f"folds={bare}"], "no column fold or split is known; name it by audit.fold_columns.fold"),
         ([f"predictions={source}", "audit.columns.probability=fold", "audit.metric=f2"], "unknown metric 'f2'"),
         ([f"predictions={source}", "audit.claimed=high"], "a number as published"),
     ]

@@ -401,6 +401,16 @@ def test_make_result_searches_and_evaluates() -> None:
     assert failed.returncode == 1
 
 
+def test_make_compare_takes_names_and_settings() -> None:
+    shell = composed("compare", "STUDIES=x", "PY=echo")
+    env = os.environ | {"STUDIES": "first a/second", "OVERRIDES": "output='my folder'"}
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=env)
+    assert done.stdout == "-m criteria_hpo.notebooks --studies first a/second overrides=output='my folder'\n"
+    missing = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=env | {"STUDIES": ""})
+    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (2, "", 1)
+    assert 'make compare STUDIES="first second"' in missing.stderr
+
+
 REJECTED = {
     "hpo STUDY=x N_TRIAL=3": "make hpo does not accept N_TRIAL (did you mean N_TRIALS?); it accepts STUDY DATA",
     "hpo STUDY=x n_trials=3": "make hpo does not accept n_trials (did you mean N_TRIALS?)",
@@ -410,6 +420,8 @@ REJECTED = {
     "hpo STUDY=x MODEL_NAME=some/id": "(did you mean MODEL?)",
     "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it accepts N_TRIALS MODEL_NAME OVERRIDES, and",
     "hpo_status STUDYS=x": "make hpo_status does not accept STUDYS (did you mean STUDY?); it accepts STUDY.",
+    "compare STUDY=x": "make compare does not accept STUDY (did you mean STUDIES?); it accepts STUDIES OVERRIDES, and",
+    "compare STUDIES=x N_TRIALS=3": "make compare does not accept N_TRIALS",
     "demo N_TRIALS=3": "make demo does not accept N_TRIALS; it accepts AUG.",
     "lab AUG=1": "make lab does not accept AUG; it accepts ROOT IP PORT.",
     "test STUDY=x": "make test does not accept STUDY; it accepts only PYTHON and TORCH_INDEX.",

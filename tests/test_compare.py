@@ -1,7 +1,9 @@
 """`command=compare` on stored studies with invented scores: what it shows, what it cannot show, and what it leaves alone."""
 
+import contextlib
 import json
 import math
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from criteria_hpo import cli
 from criteria_hpo.comparing.compare import compare
 from criteria_hpo.comparing.examples import store_confirmation, store_examples, store_search
 from criteria_hpo.config.load import load_config
+from criteria_hpo.config.paths import storage_url
+from criteria_hpo.storage.ledger import Ledger
+from criteria_hpo.storage.predictions import PREDICTIONS
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,14 @@ def words(folder: Path, names: str, *more: str) -> list[str]:
     return ["command=compare", f"studies_dir={folder}", f"studies={names}", *more]
 
 
+def rows_of(database: Path) -> list[str]:
+    """All that a database holds; its bytes may change when a connection closes and SQLite moves rows out of the log beside it."""
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        return list(db.iterdump())
+
+
 def test_the_command_names_the_winner_and_writes_all_forms(studies: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    databases = {path: path.read_bytes() for path in studies.rglob("study.db")}
+    databases = {path: rows_of(path) for path in studies.rglob("study.db")}
     assert cli.main(words(studies, "[plain,augmented]", f"output={tmp_path}")) == 0
     out = capfd.readouterr().out
     assert "the winner of augmented is better than that of plain" in out and "augmentation.enable" in out
@@ -42,7 +53,7 @@ def test_the_command_names_the_winner_and_writes_all_forms(studies: Path, tmp_pa
     assert curves.hours["plain"] == pytest.approx(30 * 5 / 60)
     page = (tmp_path / "curves.html").read_text()
     assert '"showSendToCloud": false' in page and "http" not in page.split("<body>")[1].replace("https://plot.ly", "")
-    assert databases == {path: path.read_bytes() for path in databases}, "a comparison changed a study"
+    assert databases == {path: rows_of(path) for path in databases}, "a comparison changed a study"
 
 
 def test_seeds_of_one_study_are_one_group(studies: Path, tmp_path: Path) -> None:
@@ -51,6 +62,50 @@ def test_seeds_of_one_study_are_one_group(studies: Path, tmp_path: Path) -> None
     assert (last["studies"], last["seeds"], last["trials"]) == ("seed1, seed2, seed3", 3, 4)
     assert [last["mean"], last["sd"], last["low"], last["high"]] == pytest.approx([0.7, 0.1, 0.6, 0.8])
     assert found.tables["overview"]["saved folds"].tolist() == pytest.approx([3 / 20] * 3)
+
+
+def test_seeds_with_other_data_are_no_repetitions(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        cfg = load_config([f"studies_dir={tmp_path}", f"hpo.study_name=seed{seed}", f"seed={seed}", "data.max_groups=20"])
+        study = store_search(cfg, [0.5, 0.6])
+        hashes = {"data": f"part {seed}", "split": f"part {seed}", "folds": f"part {seed}"}
+        study.set_user_attr("identity", study.user_attrs["identity"] | {"hashes": hashes})
+    found = compare(load_config(words(tmp_path, "[seed1,seed2]")))
+    line = next(line for line in found.sentences if "seed1, seed2 are seeds of one study with different data" in line)
+    assert "data.max_groups draws a part for each seed" in line and "seeds" not in found.tables
+
+
+def test_several_comparisons_share_their_risk(tmp_path: Path) -> None:
+    """Intervals and p are adjusted alike: an interval excludes 0 exactly where the adjusted p is below 0.05."""
+    rng = np.random.default_rng(3)
+    for number, ahead in enumerate((0.0, 0.012, 0.05)):
+        cfg = load_config([f"studies_dir={tmp_path}", f"hpo.study_name=s{number}", f"training.num_epochs={number + 5}"])
+        store_search(cfg, [0.5, 0.6])
+        store_confirmation(cfg, 0.6 + ahead + rng.normal(0, 0.008, (5, 5)), (0.6, 0.5, 0.7))
+    three, two = (compare(load_config(words(tmp_path, names))) for names in ("[s0,s1,s2]", "[s0,s1]"))
+    table, alone = three.tables["paired"], two.tables["paired"].iloc[0]
+    assert table["p adjusted"].to_numpy() == pytest.approx(np.minimum(3 * table.p, 1)) and alone.p == alone["p adjusted"]
+    assert ((table.low > 0) | (table.high < 0)).tolist() == (table["p adjusted"] < 0.05).tolist() == [False, True, True]
+    assert alone.low > table.low[0] and alone.high < table.high[0] and alone.difference == pytest.approx(table.difference[0])
+    assert "adjusted for 3 comparisons like p" in three.sentences[0] and "adjusted" not in two.sentences[0]
+
+
+def test_cuts_are_paired_by_what_they_scored(tmp_path: Path) -> None:
+    for name, epochs in (("one", 5), ("two", 6)):
+        cfg = load_config([f"studies_dir={tmp_path}", f"hpo.study_name={name}", f"training.num_epochs={epochs}"])
+        store_search(cfg, [0.5, 0.6])
+        store_confirmation(cfg, np.random.default_rng(epochs).normal(0.6, 0.02, (5, 5)), (0.6, 0.5, 0.7))
+    ledger = Ledger(storage_url(cfg), "two-confirm")
+    with ledger.engine.begin() as db:  # two of its five cuts come from other code
+        db.execute(PREDICTIONS.update().where(PREDICTIONS.c.slot.in_([0, 3]), PREDICTIONS.c.fold == 2).values(pairs="others"))
+    found = compare(load_config(words(tmp_path, "[one,two]")))
+    assert found.tables["paired"].cuts.tolist() == [3] and "; 3 cuts, the same in both)" in found.sentences[0]
+    with ledger.engine.begin() as db:
+        db.execute(PREDICTIONS.delete())
+    found = compare(load_config(words(tmp_path, "[one,two]")))
+    assert (
+        "paired" not in found.tables and "two: no cut of its confirmed winner is complete, with predictions" in found.sentences[0]
+    )
 
 
 def test_winners_of_the_same_quality_are_not_told_apart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from criteria_hpo import cli, notebooks
+from criteria_hpo.comparing import sources
 from criteria_hpo.config.hparams import OPTIONS, HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.schema import Config
@@ -281,7 +282,7 @@ def test_an_old_key_beside_the_new_one() -> None:
 # Make targets.
 
 OURS = re.compile(r"-m criteria_hpo\.|\bcriteria-hpo\b")
-GIVEN = {"STUDY": "x y", "N_TRIALS": "3"}
+GIVEN = {"STUDY": "x y", "STUDIES": "first second", "N_TRIALS": "3"}
 
 
 def made(*words: str) -> str:
@@ -311,12 +312,14 @@ def commands(target: str, tmp_path: Path) -> Iterator[list[str]]:
 
 
 def notebook_config(words: list[str]) -> Config:
-    """The configuration with which the launcher would run the study notebook."""
+    """The configuration with which the launcher would run the notebook of a study, or the one that compares studies."""
     made, real = [], notebooks.config_from_parameters
-    words = ["--template", str(ROOT / "studies" / "hpo.ipynb"), *words]
+    template = "compare.ipynb" if "--studies" in words else "hpo.ipynb"
+    words = ["--template", str(ROOT / "studies" / template), *words]
     with (
         mock.patch.object(notebooks, "config_from_parameters", lambda **given: made.append(real(**given)) or made[0]),
         mock.patch.object(notebooks, "load_data", side_effect=KeyboardInterrupt),
+        mock.patch.object(sources, "source_config", side_effect=lambda cfg, _: made.append(cfg) or notebooks.load_data(cfg)),
     ):
         assert notebooks.main(words) == 130
     return made[0]
@@ -342,6 +345,7 @@ def test_make_target_composes(target: str, tmp_path: Path, tell: Callable[..., N
         cfg = check({"criteria_hpo.cli": load_config, "criteria_hpo.notebooks": notebook_config}[module](words))
         assert cfg.command in cli.COMMANDS
         assert cfg.hpo.study_name == GIVEN["STUDY"] or GIVEN["STUDY"] not in words
+        assert cfg.compare.names == GIVEN["STUDIES"].split() or target != "compare"
 
 
 # Mistakes.

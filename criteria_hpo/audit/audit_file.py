@@ -119,7 +119,9 @@ def audit_file(cfg: Config) -> tuple[str, list[Path]]:
         raise DataError(f"{given.predictions}: no column label, fold or split is known; name the columns by audit.columns")
     head, folds = [taken(table, given.predictions)], None
     if given.folds is not None:
-        folds = load_table(given.folds, "audit.folds", {}, cfg.data.labels)
+        folds = load_table(given.folds, "audit.folds", given.fold_columns.model_dump(), cfg.data.labels)
+        if not (folds.has("fold") or folds.has("split")):
+            raise DataError(f"{given.folds}: no column fold or split is known; name it by audit.fold_columns.fold=COLUMN")
         head.append(taken(folds, given.folds))
     findings = audit(table, folds, given.metric, given.claimed)
     facts = {

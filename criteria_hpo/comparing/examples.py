@@ -27,10 +27,11 @@ from ..search.optuna_access import trial_id
 from ..storage.database import open_storage
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import FOLDS, SLOTS
+from ..storage.predictions import Predictions, add_predictions
 
 # %% ../../nbs/comparing/20_examples.ipynb #f52d08d4
-def _store_folds(url: str, study: optuna.Study, scores: Sequence[Sequence[float]], fold_seconds: float) -> None:
-    "Write the slots of a study's trials, in order, with the scores of their folds."
+def _store_folds(url: str, study: optuna.Study, scores: Sequence[Sequence[float]], fold_seconds: float, cut: str = "") -> None:
+    "Write the slots of a study's trials, in order, with the scores of their folds; `cut`: and predictions, a cut for each slot."
     trials, slots, folds = study.get_trials(deepcopy=False), [], []
     details = json.dumps({"seconds": fold_seconds, "epochs": 1, "best_epoch": 1})
     for slot, (trial, own) in enumerate(zip(trials, scores, strict=True)):
@@ -42,6 +43,9 @@ def _store_folds(url: str, study: optuna.Study, scores: Sequence[Sequence[float]
     with ledger.engine.begin() as db:
         db.execute(SLOTS.insert(), slots)
         db.execute(FOLDS.insert(), folds)
+        for row in folds if cut else []:
+            pairs = f"{cut}, slot {row['slot']}, fold {row['fold']}"
+            add_predictions(db, study.study_name, row["slot"], row["fold"], Predictions(pairs, np.array([0.5])))
     ledger.engine.dispose()
 
 # %% ../../nbs/comparing/20_examples.ipynb #0cf76936
@@ -97,7 +101,7 @@ def store_confirmation(cfg: Config, scores: np.ndarray, test: tuple[float, float
         study.add_trial(_trial(cfg, slot, own, datetime(2026, 2, 1), 60.0))
     study.set_user_attr("settings", [winner.to_json()])
     study.set_user_attr("pairs", {str(slot): [0, slot] for slot in range(len(scores))})
-    _store_folds(storage_url(cfg), study, scores.tolist(), 60.0)
+    _store_folds(storage_url(cfg), study, scores.tolist(), 60.0, cut=f"seed {cfg.seed}")
     rows = [("search", search.best_value, math.nan, math.nan), ("confirmed", float(means.mean()), *np.quantile(means, [0, 1]))]
     four = pd.DataFrame(
         [("winner", *row) for row in [*rows, ("test", *test)]], columns=["model", "score", "estimate", "low", "high"]
