@@ -8,73 +8,14 @@ import pandas as pd
 import pytest
 
 from criteria_hpo import cli
-from criteria_hpo.audit.audit_file import audit
-from criteria_hpo.audit.columns import make_table
-from criteria_hpo.evaluation.metrics import scored, weighted_scores
-from criteria_hpo.training.metrics import best_threshold
+from criteria_hpo.audit.planted import FOLDS, POSTS, clean_table, found_in, with_epochs, with_test, with_thresholds
 
 SEEDS = range(8)
-POSTS, AUTHORS, FOLDS = 500, 100, 5
-
-
-def answers(rng: np.random.Generator, label: np.ndarray, author: np.ndarray, signal: float = 1.6) -> np.ndarray:
-    """Probabilities of a model: signal, what the posts of an author share, and noise."""
-    shared = rng.standard_normal(AUTHORS)[author] * 0.3
-    return 1 / (1 + np.exp(-(signal * (label - 0.5) + shared + rng.standard_normal(len(label)))))
-
-
-def clean_study(seed: int) -> pd.DataFrame:
-    """Out-of-fold predictions, each fold with the threshold that is best on the other folds."""
-    rng = np.random.default_rng(seed)
-    author = rng.permutation(np.arange(POSTS) % AUTHORS)
-    label = rng.random(POSTS) < 0.4
-    table = pd.DataFrame({"post_id": np.arange(POSTS), "author": author, "fold": author % FOLDS, "label": label.astype(int)})
-    table["text"] = [f"a quiet walnut number {number}" for number in range(POSTS)]
-    table["score"] = answers(rng, label, author)
-    return with_thresholds(table, lambda fold: table.fold != fold)
-
-
-def with_thresholds(table: pd.DataFrame, chosen_on) -> pd.DataFrame:
-    rows = {fold: chosen_on(fold) for fold in range(FOLDS)}
-    best = {fold: best_threshold(table.label[part].to_numpy(), table.score[part].to_numpy()) for fold, part in rows.items()}
-    return table.assign(threshold=table.fold.map(best))
-
-
-def with_test(table: pd.DataFrame, seed: int, settings: int = 1) -> pd.DataFrame:
-    """The folds 0 to 3 as training, and fold 4 as the test, on which several settings are scored."""
-    rng = np.random.default_rng(seed)
-    is_test = table.fold == FOLDS - 1
-    table = table.assign(split=np.where(is_test, "test", "train"), fold=table.fold.astype(str).mask(is_test, ""), setting=0)
-    table["threshold"] = best_threshold(table.label[~is_test].to_numpy(), table.score[~is_test].to_numpy())
-    others = [
-        table[is_test].assign(setting=number, score=answers(rng, table.label[is_test], table.author[is_test]))
-        for number in range(1, settings)
-    ]
-    return pd.concat([table, *others], ignore_index=True)
-
-
-def with_epochs(table: pd.DataFrame, seed: int, honest: bool) -> pd.DataFrame:
-    """Twelve epochs that are alike, the reported one being the best of other rows, or of the scored rows."""
-    rng = np.random.default_rng(seed)
-    epochs = [table.assign(epoch=epoch, threshold=0.5, score=answers(rng, table.label, table.author)) for epoch in range(12)]
-    chosen = {}
-    for fold in range(FOLDS):
-        rows = table.fold == (fold + 1) % FOLDS if honest else table.fold == fold
-        each = [scored(e.label[rows].to_numpy(), e.score[rows].to_numpy()) for e in epochs]
-        one = np.ones((1, 1))
-        chosen[fold] = int(np.argmax([weighted_scores(e, "f1", np.zeros(len(e), dtype=int), one)[0] for e in each]))
-    return pd.concat(epochs, ignore_index=True).assign(best_epoch=lambda rows: rows.fold.map(chosen))
-
-
-def found_in(frame: pd.DataFrame, folds: pd.DataFrame | None = None, **more: str) -> dict[str, str]:
-    """The checks that found something, with their verdicts."""
-    tables = [make_table(part.map(str), "a.csv") for part in (frame, folds) if part is not None]
-    return {one.check: one.verdict for one in audit(*tables, **more) if one.verdict in ("leak", "doubt")}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_found_in_clean_tables(seed: int) -> None:
-    table = clean_study(seed)
+    table = clean_table(seed)
     assert found_in(table) == {}
     assert found_in(table.assign(threshold=0.5), table[["post_id", "author", "fold"]], claimed="0.5") == {}
     assert found_in(with_test(table, seed)) == {}
@@ -82,7 +23,7 @@ def test_nothing_is_found_in_clean_tables(seed: int) -> None:
 
 
 def test_groups_and_posts_on_both_sides() -> None:
-    table = clean_study(1)
+    table = clean_table(1)
     moved = table.copy()
     moved.loc[moved.author == 3, "fold"] = [0, 1, 2, 3, 4]
     assert found_in(moved.assign(threshold=0.5)) == {"groups on both sides": "leak"}
@@ -97,7 +38,7 @@ def test_groups_and_posts_on_both_sides() -> None:
 
 
 def test_folds_cut_anew() -> None:
-    table = clean_study(2).assign(threshold=0.5)
+    table = clean_table(2).assign(threshold=0.5)
     two = [table.assign(trial=name, score=table.score if name == "a" else 1 - table.score) for name in "ab"]
     assert found_in(pd.concat(two, ignore_index=True)) == {}
     renumbered = two[1].assign(fold=(two[1].fold + 2) % FOLDS)
@@ -110,7 +51,7 @@ def test_folds_cut_anew() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_choices_made_on_what_is_scored(seed: int) -> None:
-    table = clean_study(seed)
+    table = clean_table(seed)
     leak = {"thresholds chosen on what is scored": "leak"}
     by_fold = with_thresholds(table, lambda fold: table.fold == fold)
     assert found_in(by_fold) == leak
@@ -120,19 +61,19 @@ def test_choices_made_on_what_is_scored(seed: int) -> None:
 
 def test_epochs_chosen_on_what_is_scored() -> None:
     """Five folds hold little evidence on epochs that are alike: most tables show it, none anything else."""
-    found = [found_in(with_epochs(clean_study(seed), seed, honest=False)) for seed in SEEDS]
+    found = [found_in(with_epochs(clean_table(seed), seed, honest=False)) for seed in SEEDS]
     leak = {"epochs chosen on what is scored": "leak"}
     assert found.count(leak) >= 6 and all(one in ({}, leak) for one in found), found
 
 
 def test_looks_at_the_test() -> None:
-    table = clean_study(3)
+    table = clean_table(3)
     assert found_in(with_test(table, 3, settings=9))["test looked at more than once"] == "leak"
     assert found_in(with_test(table, 3, settings=2))["test looked at more than once"] == "doubt"
 
 
 def test_constant_answers_and_split_ties() -> None:
-    table = clean_study(4).drop(columns="threshold")
+    table = clean_table(4).drop(columns="threshold")
     assert found_in(table.assign(score=table.fold / 10))["constant answers"] == "leak"
     assert found_in(table.assign(score=0.7 + table.score / 10))["constant answers"] == "doubt"
     tied = found_in(table.assign(score=0.5, y_pred=table.label))
@@ -140,7 +81,7 @@ def test_constant_answers_and_split_ties() -> None:
 
 
 def test_claims_beyond_the_groups() -> None:
-    table = clean_study(5)
+    table = clean_table(5)
     claim = "scores above what the groups can show"
     assert found_in(table, claimed="0.99") == found_in(table, claimed="0.7012") == {claim: "doubt"}
     assert found_in(table.assign(author=table.fold)) == {claim: "doubt"}
@@ -155,7 +96,7 @@ def test_claims_beyond_the_groups() -> None:
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_the_command(extension: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source, folds = tmp_path / f"theirs{extension}", tmp_path / "folds.csv"
-    table = clean_study(6)
+    table = clean_table(6)
     table.loc[table.index[table.fold == 1][0], "text"] = table.text[table.fold == 0].iloc[0]
     writers = {
         ".csv": lambda: table.to_csv(source, index=False),

@@ -420,7 +420,7 @@ REJECTED = {
     "hpo STUDY=x MODEL_NAME=some/id": "(did you mean MODEL?)",
     "hpo_deberta_nli_aug MODEL=some/id": "(did you mean MODEL_NAME?); it accepts N_TRIALS MODEL_NAME OVERRIDES, and",
     "hpo_status STUDYS=x": "make hpo_status does not accept STUDYS (did you mean STUDY?); it accepts STUDY.",
-    "compare STUDY=x": "make compare does not accept STUDY (did you mean STUDIES?); it accepts STUDIES OVERRIDES, and",
+    "compare STUDIE=x": "make compare does not accept STUDIE (did you mean STUDIES?); it accepts STUDIES OVERRIDES, and",
     "compare STUDIES=x N_TRIALS=3": "make compare does not accept N_TRIALS",
     "demo N_TRIALS=3": "make demo does not accept N_TRIALS; it accepts AUG.",
     "lab AUG=1": "make lab does not accept AUG; it accepts ROOT IP PORT.",
