@@ -7,13 +7,14 @@ __all__ = ['BORROWED', 'ORDER', 'borrow', 'audit', 'report', 'taken', 'write_aud
 
 # %% ../../nbs/audit/50_audit_file.ipynb #9e0314d2
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from .choices import check_epochs, check_looks, check_thresholds
-from .columns import ALIASES, Table, load_table
+from .columns import ALIASES, FOLD_NAMES, Table, load_table
 from .sides import Finding, check_recut, check_sides
 from .worth import check_claim, check_constant, check_ties
 from ..config.schema import Config
@@ -71,15 +72,16 @@ def report(findings: list[Finding]) -> str:
         for finding in findings
         if finding.verdict == verdict
     ]
-    leaks = f"{counts['leak']} leaks" if counts["leak"] else "no leak found"
-    rest = f"{counts['doubt']} doubts, {counts['clean']} checks clean, {counts['not checked']} not checked for lack of columns"
+    leaks, doubts = (f"{counts[word]} {word}{'s' * (counts[word] != 1)}" for word in ("leak", "doubt"))
+    leaks = leaks if counts["leak"] else "no leak found"
+    rest = f"{doubts}, {counts['clean']} checks clean, {counts['not checked']} not checked for lack of columns"
     return "\n".join([*lines, "", f"{leaks}; {rest}"])
 
 # %% ../../nbs/audit/50_audit_file.ipynb #90c72678
-def taken(table: Table, path: str) -> str:
-    "Return the line on what was taken for what."
+def taken(table: Table, path: str, names: Iterable[str] = ALIASES) -> str:
+    "Return the line on what was taken for what, of `names`."
     columns = ", ".join(f"{ours} = {theirs}" for ours, theirs in table.columns.items())
-    missing = [name for name in ALIASES if not table.has(name)]
+    missing = [name for name in names if not table.has(name)]
     lines = [f"{path}: {len(table.rows):,} rows; {columns or 'no known column'}; without {', '.join(missing) or 'none'}"]
     return "\n".join([*lines, *(f"{path}: {remark}" for remark in table.remarks)])
 
@@ -122,7 +124,7 @@ def audit_file(cfg: Config) -> tuple[str, list[Path]]:
         folds = load_table(given.folds, "audit.folds", given.fold_columns.model_dump(), cfg.data.labels)
         if not (folds.has("fold") or folds.has("split")):
             raise DataError(f"{given.folds}: no column fold or split is known; name it by audit.fold_columns.fold=COLUMN")
-        head.append(taken(folds, given.folds))
+        head.append(taken(folds, given.folds, FOLD_NAMES))
     findings = audit(table, folds, given.metric, given.claimed)
     facts = {
         "predictions": Path(given.predictions).name,

@@ -6,7 +6,7 @@
 __all__ = ['POSTS', 'AUTHORS', 'FOLDS', 'EPOCHS', 'PLANTED', 'CLEAN', 'answers', 'with_thresholds', 'clean_table', 'with_test',
            'with_epochs', 'found_in', 'measured']
 
-# %% ../../nbs/audit/60_planted.ipynb #f3e054a9
+# %% ../../nbs/audit/60_planted.ipynb #30dd4d4b
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..core.bars import make_bar
 from ..evaluation.metrics import scored, weighted_scores
 from ..training.metrics import best_threshold
 
-# %% ../../nbs/audit/60_planted.ipynb #6815f4fd
+# %% ../../nbs/audit/60_planted.ipynb #a01ae486
 POSTS, AUTHORS, FOLDS, EPOCHS = 500, 100, 5, 12
 
 
@@ -45,7 +45,7 @@ def clean_table(seed: int) -> pd.DataFrame:
     table["score"] = answers(rng, label, author)
     return with_thresholds(table, lambda fold: table.fold != fold)
 
-# %% ../../nbs/audit/60_planted.ipynb #48e3cf3a
+# %% ../../nbs/audit/60_planted.ipynb #f23da4f7
 def with_test(table: pd.DataFrame, seed: int, settings: int = 1) -> pd.DataFrame:
     "Return the folds 0 to 3 as training, and fold 4 as the test, on which so many settings are scored."
     rng, is_test = np.random.default_rng(seed), table.fold == FOLDS - 1
@@ -69,7 +69,7 @@ def with_epochs(table: pd.DataFrame, seed: int, honest: bool) -> pd.DataFrame:
         chosen[fold] = int(np.argmax([weighted_scores(e, "f1", np.zeros(len(e), dtype=int), one)[0] for e in each]))
     return pd.concat(epochs, ignore_index=True).assign(best_epoch=lambda rows: rows.fold.map(chosen))
 
-# %% ../../nbs/audit/60_planted.ipynb #601ba457
+# %% ../../nbs/audit/60_planted.ipynb #899a04bf
 def _moved(seed: int) -> pd.DataFrame:
     "Return a table in which the posts of one author are in all folds."
     table = clean_table(seed).assign(threshold=0.5)
@@ -104,7 +104,7 @@ CLEAN: dict[str, Callable[[int], pd.DataFrame]] = {
     "nothing: epochs chosen elsewhere": lambda seed: with_epochs(clean_table(seed), seed, honest=True),
 }
 
-# %% ../../nbs/audit/60_planted.ipynb #8387461d
+# %% ../../nbs/audit/60_planted.ipynb #553d1379
 def found_in(frame: pd.DataFrame, folds: pd.DataFrame | None = None, claimed: str | None = None) -> dict[str, str]:
     "Return the verdict of each check that finds a leak or a doubt."
     tables = [make_table(part.map(str), "table.csv") for part in (frame, folds) if part is not None]

@@ -51,7 +51,7 @@ def check_constant(table: Table) -> Finding:
         found.append("all posts of a criterion have the same score")
     if found:
         return Finding(check, "leak" if equal or alike == criteria > 0 else "doubt", "; ".join(found), numbers)
-    return Finding(check, "clean", f"scores vary in all {n} parts, and decisions in all {len(same)} runs", numbers)
+    return Finding(check, "clean", f"scores vary in every part ({n}), and decisions in every run ({len(same)})", numbers)
 
 # %% ../../nbs/audit/40_worth.ipynb #9a9a958c
 def check_ties(table: Table) -> Finding:
