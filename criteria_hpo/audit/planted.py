@@ -107,8 +107,9 @@ CLEAN: dict[str, Callable[[int], pd.DataFrame]] = {
 # %% ../../nbs/audit/60_planted.ipynb #553d1379
 def found_in(frame: pd.DataFrame, folds: pd.DataFrame | None = None, claimed: str | None = None) -> dict[str, str]:
     "Return the verdict of each check that finds a leak or a doubt."
-    tables = [make_table(part.map(str), "table.csv") for part in (frame, folds) if part is not None]
-    return {one.check: one.verdict for one in audit(*tables, claimed=claimed) if one.verdict in ("leak", "doubt")}
+    cuts = None if folds is None else make_table(folds.map(str), "folds.csv", section="audit.fold_columns")
+    findings = audit(make_table(frame.map(str), "table.csv"), cuts, claimed=claimed)
+    return {one.check: one.verdict for one in findings if one.verdict in ("leak", "doubt")}
 
 
 def measured(seeds: Iterable[int], kinds: Iterable[str] = (*PLANTED, *CLEAN)) -> pd.DataFrame:
