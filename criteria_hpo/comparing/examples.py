@@ -32,7 +32,8 @@ from ..storage.predictions import Predictions, add_predictions
 # %% ../../nbs/comparing/20_examples.ipynb #f52d08d4
 def _store_folds(url: str, study: optuna.Study, scores: Sequence[Sequence[float]], fold_seconds: float, cut: str = "") -> None:
     "Write the slots of a study's trials, in order, with the scores of their folds; `cut`: and predictions, a cut for each slot."
-    trials, slots, folds = study.get_trials(deepcopy=False), [], []
+    trials, slots = study.get_trials(deepcopy=False), []
+    folds: list[dict[str, Any]] = []
     details = json.dumps({"seconds": fold_seconds, "epochs": 1, "best_epoch": 1})
     for slot, (trial, own) in enumerate(zip(trials, scores, strict=True)):
         at = {"study": study.study_name, "slot": slot}

@@ -122,8 +122,10 @@ def obstacle(first: Source, second: Source) -> str | None:
     if different := unlike(first, second, SCORED_BY):
         return f"{names}: they have different {different}"
     one, two = map(confirmed_scores, (first, second))
-    if isinstance(one, str) or isinstance(two, str):
-        return one if isinstance(one, str) else two
+    if isinstance(one, str):
+        return one
+    if isinstance(two, str):
+        return two
     if set(one.cuts) & set(two.cuts):
         return None
     why = unlike(first, second, CUT_BY)
