@@ -74,7 +74,7 @@ def test_a_whole_study_is_the_same_to_the_bit(tmp_path, rewriter):
         run = run_hpo(load_config([*words, "hpo.search_space.batch_size.choices=[16]"]))
         refit = Refit("winner", 1, run.cfg.hpo.default_setting, 1)
         make_refits(run, [refit], StopRequest(""))
-        answers.append(folder_logits(run, refit.folder(run.cfg), run.data.test))
+        answers.append(folder_logits(run, refit.folder(run), run.data.test))
         trials = [(t.params, t.value, t.user_attrs["fold_scores"]) for t in run.study.trials]
         runs.append((trials, run.study.user_attrs["identity"]))
         assert (run.setup().classifier.vocabulary is not None) == compact

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTERVAL_METRICS', 'Prediction', 'Variance', 'MAX_LEFT_OUT', 'Interval', 'group_weights', 'scored_runs',
-           'resampled_scores', 'effective_groups', 'jackknife_interval', 'seed_variance', 'group_intervals',
-           'paired_difference']
+           'resampled_scores', 'effective_groups', 'jackknife_interval', 't_interval', 'seed_variance',
+           'group_intervals', 'paired_difference']
 
 # %% ../../nbs/evaluation/40_intervals.ipynb #2dddffcd
 from collections.abc import Sequence
@@ -65,6 +65,9 @@ def effective_groups(
     return float((sizes.sum(axis=1) ** 2 / np.maximum((sizes**2).sum(axis=1), 1)).clip(1).min())
 
 # %% ../../nbs/evaluation/40_intervals.ipynb #31fa7932
+Variance = tuple[float, float]  # of a score, and its degrees of freedom
+
+
 def _stretched(span: tuple[float, float], score: np.ndarray | float) -> np.ndarray:
     "Return scores on an unlimited scale: artanh of a finite `span`, the logarithm of one from 0, else unchanged."
     if np.isinf(span[0]):
@@ -80,10 +83,22 @@ def _restored(span: tuple[float, float], value: np.ndarray) -> np.ndarray:
         return value
     return np.exp(value) if np.isinf(span[1]) else np.mean(span) + np.ptp(span) / 2 * np.tanh(value)
 
+
+def _slope(span: tuple[float, float], score: float) -> float:
+    "Return how much faster a stretched score grows than the score; near an end of the span, the slope a little inside."
+    inside = score if np.isinf(span[1]) else float(np.clip(score, span[0] + np.ptp(span) / 1000, span[1] - np.ptp(span) / 1000))
+    return float((_stretched(span, inside + 1e-6) - _stretched(span, inside - 1e-6)) / 2e-6)
+
+
+def _around(span: tuple[float, float], estimate: float, parts: Sequence[Variance]) -> tuple[float, float]:
+    "Return the 95 % interval of a score; `parts`: variances of the stretched score, which add up."
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts)  # Satterthwaite 1946
+    at, reach = _stretched(span, estimate), stats.t.ppf(0.975, freedom) * np.sqrt(total)
+    low, high = _restored(span, np.array([at - reach, at + reach]))
+    return float(min(low, estimate)), float(max(high, estimate))
+
 # %% ../../nbs/evaluation/40_intervals.ipynb #422e6079
-Variance = tuple[float, float]  # of a score, and its degrees of freedom
-
-
 def jackknife_interval(
     estimate: float,  # the score on all groups
     left_out: np.ndarray,  # (n_groups,): the score without each group in turn
@@ -96,15 +111,22 @@ def jackknife_interval(
         return span
     if np.ptp(left_out) < 1e-12 and not sum(variance for variance, _ in others):
         return (0.025 ** (1 / effective) if np.isclose(estimate, span[1]) else estimate), estimate
-    at, without, n = _stretched(span, estimate), _stretched(span, left_out), len(left_out)
-    slope = (_stretched(span, estimate + 1e-6) - _stretched(span, estimate - 1e-6)) / 2e-6
+    without, n, slope = _stretched(span, left_out), len(left_out), _slope(span, estimate)
     parts = [((n - 1) / n * np.sum((without - without.mean()) ** 2), max(effective - 1, 1))]
-    parts += [(variance * slope**2, freedom) for variance, freedom in others]
-    total = sum(variance for variance, _ in parts)
-    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts)  # Satterthwaite 1946
-    reach = stats.t.ppf(0.975, freedom) * np.sqrt(total)
-    low, high = _restored(span, np.array([at - reach, at + reach]))
-    return float(min(low, estimate)), float(max(high, estimate))
+    return _around(span, estimate, [*parts, *((variance * slope**2, freedom) for variance, freedom in others)])
+
+
+def t_interval(
+    estimate: float,
+    variances: Sequence[Variance],  # of the estimate, from independent sources
+    span: tuple[float, float],  # lowest and highest value that the score can have
+    n_groups: int,  # that the score is of
+) -> tuple[float, float]:
+    "Return the 95 % interval of a score whose variance is known: Student's t on a stretched scale."
+    if not sum(variance for variance, _ in variances):
+        return (0.025 ** (1 / n_groups) if np.isclose(estimate, span[1]) else estimate), estimate
+    slope = _slope(span, estimate)
+    return _around(span, estimate, [(variance * slope**2, freedom) for variance, freedom in variances])
 
 # %% ../../nbs/evaluation/40_intervals.ipynb #d2e46902
 def _group_numbers(groups: np.ndarray, n: int) -> tuple[np.ndarray, int]:

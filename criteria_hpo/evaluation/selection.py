@@ -10,10 +10,10 @@ __all__ = ['N_GRID', 'N_STEPS', 'N_INNER', 'LEAST_NOISE', 'Quality', 'fit_qualit
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from .contributions import Folds, group_deviations
-from .metrics import scored, weighted_scores
+from .intervals import t_interval
+from .metrics import METRIC_TABLE, scored, weighted_scores
 
 # %% ../../nbs/evaluation/60_selection.ipynb #b2ea94d8
 def _moments(weights: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,14 +182,15 @@ def select(
 ) -> Selection:
     """Return the winner of a search and its corrected score.
 
-    `scores` (n_settings, n_folds): as the search computed them, NaN where a fold is missing; `logits` (n_settings, n).
+    `scores` (n_settings, n_folds): as the search computed them, NaN where a fold is missing; `logits` (n_settings, n): less the
+    logit of the threshold of the search, so that a pair is predicted positive from 0 on.
     """
     quality, row = fit_quality(scores), int(np.nanargmax(scores.mean(axis=1)))
     deviations, of_group = group_deviations(metric, data, logits, quiet), data.of_groups()
     draws = draw_selections(quality, scores, deviations, of_group, n_draws, seed)
     expected, sd = quality.expected(scores)
-    freedom = max(len(of_group) - scores.shape[1], 1)
-    reach = stats.t.ppf(0.975, freedom) * np.hypot(sd[row], group_variance(metric, data, logits[row]) ** 0.5)
-    middle, reach, out = float(expected[row]), float(reach), float(draws.left_out.mean())
-    search = float(scores[row].mean())
-    return Selection(row, search, middle, middle - reach, middle + reach, out, expected, draws.wins(len(scores)))
+    freedom, middle = max(len(of_group) - scores.shape[1], 1), float(expected[row])
+    variance = sd[row] ** 2 + group_variance(metric, data, logits[row])
+    low, high = t_interval(middle, [(variance, freedom)], METRIC_TABLE[metric].span, len(of_group))
+    search, out = float(scores[row].mean()), float(draws.left_out.mean())
+    return Selection(row, search, middle, low, high, out, expected, draws.wins(len(scores)))

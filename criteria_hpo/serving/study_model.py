@@ -59,7 +59,7 @@ def criteria_of(pairs: pd.DataFrame) -> dict[str, str]:
 OVER = {
     "search": "nothing: the highest of many",
     "corrected": "groups and training",
-    "confirmed": "folds and seeds of the same posts",
+    "confirmed": "groups and seeds, the same posts",
 }
 
 
