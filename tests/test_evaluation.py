@@ -4,6 +4,7 @@ import itertools
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ from sklearn.calibration import calibration_curve
 
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import config_hash, load_config
+from criteria_hpo.config.schema import EvaluateConfig
+from criteria_hpo.confirmation.evaluate import evaluate
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.evaluation.metrics import METRIC_TABLE, bin_numbers, scored, scores, weighted_scores
 from criteria_hpo.evaluation.thresholds import Thresholds, choose_thresholds
 from criteria_hpo.execution.identity import study_identity
+from criteria_hpo.execution.study import run_hpo
+from criteria_hpo.results.corrected import scored_trials
+from criteria_hpo.results.looks import looks_of
 from criteria_hpo.training.cross_validation import run_single_fold
 from criteria_hpo.training.metrics import best_threshold, candidate_thresholds, choose_threshold, f1, score_of
 from criteria_hpo.training.setup import make_setup
@@ -173,3 +179,61 @@ def test_the_threshold_is_part_of_the_identity_only_where_it_acts() -> None:
     assert config_hash(usual) != config_hash(inner)
     data = load_data(usual)
     assert "objective" not in study_identity(usual, data) and study_identity(inner, data)["objective"] == {"threshold": "inner"}
+
+
+def test_the_correction_decides_at_the_thresholds_of_the_search(tmp_path: Path) -> None:
+    """The stored logits less the threshold give the score that the search stored; at 0.5 they do not."""
+    words = ["preset=smoke", "model=tiny", "n_trials=1", "data.n_folds=2", "data.max_groups=null", f"studies_dir='{tmp_path}'"]
+    words += ["objective.threshold=inner", "training.early_stopping.fraction=0.5", "hpo.study_name=inner"]
+    run = run_hpo(load_config(words))
+    at = [row.details["threshold"] for row in run.ledger.folds()]
+    assert len(at) == 2 and 0.5 not in at
+    labels = run.data.dev.label.to_numpy()
+    for own in (True, False):
+        table = scored_trials(run.study, run.ledger, run.data, own)
+        again = [[f1(labels[f.valid], (row[f.valid] >= 0).astype(float)) for f in run.data.folds] for row in table.logits]
+        right = np.isclose(again, table.scores, atol=0.005)  # a stored logit is rounded
+        assert right.all() if own else not right.any()
+
+
+# What a change of a setting of the evaluation changes: the predictions and decisions that are scored, or nothing.
+
+CHANGES = {
+    "seeds": (2, True),  # other thresholds and epochs
+    "refits": (2, True),
+    "top": (2, False),  # a confirmation keeps the settings that it began with
+    "choose": ("fastest", False),  # of one setting
+    "ensemble": (True, False),  # which weights are written, not how they are scored
+    "suffix": ("again", False),  # the same settings, cuts and seeds
+}
+
+
+@pytest.mark.slow
+def test_every_setting_of_the_evaluation_changes_the_result_only_where_it_acts(tmp_path: Path) -> None:
+    """Every change that matters is a new result and a new look; the change back finds the weights of before."""
+    assert set(CHANGES) == set(EvaluateConfig.model_fields)
+    words = ["preset=smoke", "model=tiny", "n_trials=1", "data.n_folds=2", f"studies_dir='{tmp_path}'", "hpo.study_name=s"]
+    cfg = load_config([*words, "evaluate={top: 1, seeds: 1, refits: 1}"])
+    run = run_hpo(cfg)
+    stored = tmp_path / "s" / "evaluation.json"
+
+    def scored_by(changes: dict) -> tuple[dict, int, str]:
+        result = evaluate(cfg.model_copy(update={"evaluate": cfg.evaluate.model_copy(update=changes)}))
+        return json.loads(stored.read_text()), len(looks_of(run.study)), result.text()
+
+    first, looks, text = scored_by({})
+    assert looks == 1
+    for name in ("top", "choose", "ensemble", "suffix"):
+        value, acts = CHANGES[name]
+        found, looks, _ = scored_by({name: value})
+        assert not acts and (found, looks) == (first, 1), name
+    weights = next((tmp_path / "s" / "refits").glob("*/seed1/model.safetensors"))
+    written = weights.stat().st_mtime_ns
+    assert scored_by({"refits": 2})[1] == 2 and scored_by({})[:2] == (first, 2)
+    assert weights.stat().st_mtime_ns == written
+    more, looks, other = scored_by({"seeds": 2})
+    assert looks == 3 and more["key"] != first["key"] and other != text
+    assert more["models"]["winner"]["calibration"] != first["models"]["winner"]["calibration"] or (
+        more["models"]["winner"]["thresholds"] != first["models"]["winner"]["thresholds"]
+    )
+    assert scored_by({"seeds": 1})[:2] == (more, 3)  # seeds that are trained are used
