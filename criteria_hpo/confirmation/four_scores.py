@@ -30,7 +30,7 @@ def corrected_score(search: StudyRun) -> Selection | None:
     "Return the search's winner with its corrected score, or None where the search has too little for a correction."
     return correction(search.study, search.ledger, search.data, search.cfg)[1]
 
-# %% ../../nbs/confirmation/80_four_scores.ipynb #cf9e1fc3
+# %% ../../nbs/confirmation/80_four_scores.ipynb #f5ae990b
 def confirmed_interval(metric: str, values: np.ndarray, over_groups: Sequence[float], n_groups: int) -> Interval:
     """Return mean and 95 % interval of a setting's scores (n_seeds, n_folds), over groups and, with several, over seeds.
 

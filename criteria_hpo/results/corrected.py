@@ -33,7 +33,7 @@ from ..storage.predictions import LOGIT_LIMIT, out_of_fold
 if TYPE_CHECKING:  # `command=report` needs no torch
     from criteria_hpo.execution.study import StudyRun
 
-# %% ../../nbs/results/45_corrected.ipynb #b2b8edec
+# %% ../../nbs/results/45_corrected.ipynb #6d243b5c
 def threshold_shift(folds: Sequence[FoldRow], valid: Sequence[np.ndarray], n: int) -> np.ndarray:
     "Return the logit of the threshold at which each of n pairs was scored, `valid`: rows of each fold; 0 where untrained."
     shift = np.zeros(n, dtype=np.float32)
@@ -149,7 +149,7 @@ def correction_lines(table: Scored, found: Selection, metric: str) -> list[str]:
         f"Best of {len(table.trials):,} trials by search: {metric} {found.search:.4f}. Corrected for the luck of the best: "
         f"{found.corrected:.4f}, 95 % interval {found.low:.4f} to {found.high:.4f} over posts and training.",
         f"Drawn anew from the same groups, trial {best} wins {found.wins[found.row]:.0%} of the draws{other}.",
-        "In simulated studies a tenth of the luck was left in the corrected score; only a test score is unbiased.",
+        "In simulated studies up to a fifth of the luck was left in the corrected score; only a test score is unbiased.",
     ]
 
 # %% ../../nbs/results/45_corrected.ipynb #38995bc5
