@@ -47,7 +47,7 @@ def swapped_differences(a: list[Scored], b: list[Scored], metric: str, rows: np.
     first, second = (np.mean([weighted_scores(both, metric, rows, side) for both in joined], axis=0) for side in sides)
     return first - second
 
-# %% ../../nbs/evaluation/50_permutation.ipynb #21de93ab
+# %% ../../nbs/evaluation/50_permutation.ipynb #33ca2bb4
 RANKED = ("average_precision", "roc_auc")
 
 
@@ -86,7 +86,7 @@ def ranked_differences(a: Scored, b: Scored, rows: np.ndarray, swapped: np.ndarr
     for some in np.array_split(swapped.astype(np.float32), -(-len(swapped) // 250)):
         first = [part[:n].sum(axis=0) + some @ (part[n:] - part[:n]) for part in parts]
         second = [part.sum(axis=0) - one for part, one in zip(parts, first, strict=True)]
-        differences.append(_areas(*first, negatives) - _areas(*second, negatives))
+        differences.append(_areas(*first, negatives=negatives) - _areas(*second, negatives=negatives))
     return np.concatenate(differences, axis=1)
 
 # %% ../../nbs/evaluation/50_permutation.ipynb #f04f85f4
@@ -136,7 +136,7 @@ def permutation_test(
     "Return the row of one metric of `permutation_tests`."
     return permutation_tests(groups, labels, a, b, (metric,), criteria, n_permutations, seed).loc[metric].to_dict()
 
-# %% ../../nbs/evaluation/50_permutation.ipynb #9c8e6812
+# %% ../../nbs/evaluation/50_permutation.ipynb #212025a5
 def holm(p: np.ndarray) -> np.ndarray:
     "Return the p-values of a family, (n,), adjusted by Holm's method; NaN stay NaN and do not count."
     p = np.asarray(p, dtype=np.float64)
