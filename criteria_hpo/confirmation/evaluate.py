@@ -44,6 +44,8 @@ from criteria_hpo.confirmation.test_scores import (
     labelled_test,
     overall_scores,
     post_scores,
+    reliability_table,
+    split_sizes,
     test_sentences,
 )
 from .winner import Scores, choose_winner, confirmed_scores, confirmed_table, refit_epochs
@@ -99,7 +101,7 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Result:
-    "What an evaluation found; `model`: its folder; `tables`: those of the test, none without one."
+    "What an evaluation found; `model`: its folder; `tables`: by name, those of the test only with a test."
 
     confirmed: pd.DataFrame
     four: pd.DataFrame
@@ -121,7 +123,7 @@ class Result:
         "The result as plain text."
         first = {"Confirmed on folds cut anew": self.confirmed.round(4), "Four scores": self.four.round(3)}
         parts = [f"{title}\n{table.to_string()}" for title, table in first.items()]
-        if self.tables:
+        if "overall" in self.tables:
             of_winner = self.tables["differences"].query("metric == @self.metric").round(3)
             parts.append(results_text(self.shown.T, of_winner, []).strip())
         return "\n\n".join([*parts, "\n".join(self.sentences)])
@@ -151,7 +153,8 @@ def score_test(confirmation: Confirmation, winner: int, digest: str, found: Mode
     search, (models, remarks) = confirmation.search, found
     cfg, metric = search.cfg, search.cfg.hpo.metric
     if search.data.test.empty:
-        return {}, ["There are no test posts (data.test_fraction=0), so there is no unbiased score to quote."]
+        why = "There are no test posts (data.test_fraction=0), so there is no unbiased score to quote."
+        return {"sizes": split_sizes(search.data.dev, search.data.dev.head(0))}, [why]
     count_look(cfg, search.study, confirmation.candidates[winner].trial, digest)
     test = labelled_test(search.data.test, load_test(cfg, search.data), models)
     compared = differences(test, metric, cfg.seed)
@@ -161,6 +164,8 @@ def score_test(confirmation: Confirmation, winner: int, digest: str, found: Mode
         "posts": post_scores(test),
         "differences": compared,
         "criterion_differences": criterion_differences(test, cfg.seed),
+        "reliability": reliability_table(test),
+        "sizes": split_sizes(search.data.dev, test.pairs),
     }
     return tables, [*test_sentences(test, compared, metric), *remarks, looks_line(search.study)]
 
