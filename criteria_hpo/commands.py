@@ -108,11 +108,12 @@ def command_evaluate(cfg: Config) -> None:
     with quick_imports():
         from criteria_hpo.config.paths import study_dir
         from criteria_hpo.confirmation.evaluate import evaluate
+        from criteria_hpo.paper.write_paper import write_paper
         from criteria_hpo.serving.study_model import usage_line
 
     result, folder = evaluate(cfg), study_dir(cfg)
     print(f"{result.text()}\n\nTables: {folder / 'evaluation'}, weights: {folder / 'refits'}, picture: {folder / 'plots'}")
-    print(usage_line(result.model))
+    print(f"{usage_line(result.model)}\n{write_paper(cfg).line()}")
 
 # %% ../nbs/40_commands.ipynb #02b93d3a
 def command_status(cfg: Config) -> None:

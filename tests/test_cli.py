@@ -122,6 +122,24 @@ def test_the_model_answers_as_its_refit_did(said: dict[str, str], folder: Path) 
     assert len(both) == len(known) and (both.probability - both.scored).abs().max() < 1e-6
 
 
+def test_evaluate_writes_what_a_paper_needs_without_a_text_of_a_post(said: dict[str, str], folder: Path) -> None:
+    paper = folder / "small" / "paper"
+    assert f"For a paper: {paper} (" in said["evaluate"]
+    for path in (
+        "methods.tex",
+        "checklist.md",
+        "preview.tex",
+        "tables/four_scores.tex",
+        "tables/data.csv",
+        "figures/reliability.pdf",
+    ):
+        assert (paper / path).is_file(), path
+    whole = "\n".join(path.read_text() for path in paper.rglob("*") if path.suffix in {".md", ".tex", ".csv", ".svg"})
+    sentences = [part.strip() for post in load_corpus("demo").post.unique() for part in post.split(".")]
+    assert not [part for part in sentences if len(part) > 20 and part in whole]
+    assert "Each of 2 trials was scored by its mean " in whole
+
+
 def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> None:
     (line,) = [line for line in said["report"].splitlines() if line.startswith("hpo.default_setting.")]
     code, out, err = run(["command=train", *STUDY, *shlex.split(line)], folder)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Plan', 'Tables', 'check_test_labels', 'default_of', 'planned_refits', 'held_out_runs', 'Result', 'write_result',
-           'models_digest', 'score_test', 'final_model', 'evaluate']
+           'draw_reliability', 'models_digest', 'score_test', 'final_model', 'evaluate']
 
 # %% ../../nbs/confirmation/90_evaluate.ipynb #8164c5d1
 import hashlib
@@ -51,9 +51,11 @@ from criteria_hpo.confirmation.test_scores import (
 from .winner import Scores, choose_winner, confirmed_scores, confirmed_table, refit_epochs
 from ..core.stopping import stoppable
 from ..data.study_data import Data, check_files, load_test
+from ..evaluation.calibration import reliability_page, reliability_picture
 from ..evaluation.metrics import METRIC_TABLE
 from ..execution.manifest import manifest, write_manifest
 from ..execution.study import StudyRun
+from ..plotting.picture_files import picture_files
 from ..plotting.plots import save_figure
 from ..results.looks import count_look, looks_line, looks_of, results_text, store_results
 from ..serving.decision import Decision
@@ -137,9 +139,18 @@ def write_result(cfg: Config, result: Result) -> Path:
     for name, table in (named | result.tables).items():
         table.to_csv(folder / f"{name}.csv", index=False)
     title = METRIC_TABLE[result.metric].title
-    figure, picture = scores_figure(result.four, title), scores_picture(result.four, title)
+    figure, picture = scores_figure(result.four, title), picture_files(scores_picture(result.four, title))["png"]
     save_figure(figure, picture, make_study_dir(cfg) / "plots", "four_scores")
+    if "reliability" in result.tables:
+        draw_reliability(cfg, result.tables["reliability"])
     return folder
+
+
+def draw_reliability(cfg: Config, table: pd.DataFrame) -> None:
+    "Draw the table of `reliability_table` beside the plots of the study."
+    tables = dict(iter(table.groupby("model", sort=False)))
+    picture = picture_files(reliability_picture(tables))["png"]
+    save_figure(reliability_page(tables), picture, make_study_dir(cfg) / "plots", "reliability")
 
 # %% ../../nbs/confirmation/90_evaluate.ipynb #8fecad73
 def models_digest(search: StudyRun, refits: list[Refit], held_out: HeldOut) -> str:

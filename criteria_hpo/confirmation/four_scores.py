@@ -9,7 +9,6 @@ __all__ = ['KINDS', 'COLOURS', 'corrected_score', 'confirmed_interval', 'confirm
 # %% ../../nbs/confirmation/80_four_scores.ipynb #d06052a7
 from collections.abc import Sequence
 from dataclasses import replace
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -112,8 +111,8 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
     return figure.update_traces(marker_size=10).update_layout(scattermode="group", yaxis_title=metric)
 
 
-def scores_picture(table: pd.DataFrame, metric: str) -> bytes:
-    "Return the four scores as a PNG."
+def scores_picture(table: pd.DataFrame, metric: str) -> MatplotlibFigure:
+    "Return the four scores as a matplotlib figure."
     picture = MatplotlibFigure(figsize=(7, 4), layout="constrained")
     axes, kinds = picture.subplots(), [kind for kind in KINDS if kind in table.index.get_level_values("score")]
     for place, (model, rows) in enumerate(table.groupby(level="model", sort=False)):
@@ -124,6 +123,4 @@ def scores_picture(table: pd.DataFrame, metric: str) -> bytes:
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylabel(metric)
     axes.legend()
-    file = BytesIO()
-    picture.savefig(file, dpi=100)
-    return file.getvalue()
+    return picture
