@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'DECISIONS', 'Table', 'three', 'cell', 'p_value', 'title_of', 'wide', 'four_table', 'score_tables',
-           'part_tables', 'differences_table', 'range_of', 'space_table', 'settings_table', 'stage_tables',
+           'part_tables', 'holm', 'differences_table', 'range_of', 'space_table', 'settings_table', 'stage_tables',
            'study_tables']
 
 # %% ../../nbs/paper/30_study_tables.ipynb #2c34da9d
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ..comparing.winners import holm
 from ..config.hparams import HParams
 from ..core.formatting import format_value, readable
 from ..evaluation.metrics import METRIC_TABLE
@@ -112,6 +111,14 @@ def part_tables(facts: Facts) -> dict[str, Table]:
     return found
 
 # %% ../../nbs/paper/30_study_tables.ipynb #7db99a0a
+def holm(p: np.ndarray) -> np.ndarray:
+    "Return the p values adjusted after Holm (1979), in the same order, (n,); NaN stays NaN."
+    order, n = np.argsort(p), int(np.isfinite(p).sum())
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order[:n]] = np.minimum(np.maximum.accumulate(p[order[:n]] * np.arange(n, 0, -1)), 1.0)
+    return adjusted
+
+
 def differences_table(facts: Facts) -> dict[str, Table]:
     "Return winner minus each other model, with p of the permutation test, adjusted after Holm over the models of a metric."
     table = facts.tables.get("differences")
