@@ -37,4 +37,4 @@ def as_overrides(params: Mapping[str, Any]) -> str:
 # %% ../../nbs/core/70_formatting.ipynb #62692820
 def counted(number: float, one: str, several: str | None = None) -> str:
     "A whole number, with commas, and what it counts: `one` for 1, else `several`, which is `one` with an s if it is left out."
-    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+    return f"{number:,.0f} {one if number == 1 else several or f'{one}s'}"

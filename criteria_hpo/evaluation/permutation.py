@@ -70,8 +70,9 @@ def _at_steps(both: Scored, side: np.ndarray) -> list[np.ndarray]:
     return [part.astype(np.float32) for part in (pairs, positives, pairs - positives - counts(tied) / 2)]
 
 
-def _areas(seen: np.ndarray, found: np.ndarray, above: np.ndarray, negatives: int) -> np.ndarray:
+def _areas(parts: list[np.ndarray], negatives: int) -> np.ndarray:
     "Return average precision and AUROC, (2, n_swaps), of the curves of `_at_steps`, (n_swaps, n_steps)."
+    seen, found, above = parts
     gained, positives = np.diff(found, axis=1, prepend=0), found[:, -1].astype(np.float64)
     share = np.divide(found, seen, out=np.zeros(found.shape), where=seen > 0, dtype=np.float64)
     sums = np.einsum("ij,ij->i", gained, share), np.einsum("ij,ij->i", gained, negatives - above, dtype=np.float64) / negatives
@@ -86,7 +87,7 @@ def ranked_differences(a: Scored, b: Scored, rows: np.ndarray, swapped: np.ndarr
     for some in np.array_split(swapped.astype(np.float32), -(-len(swapped) // 250)):
         first = [part[:n].sum(axis=0) + some @ (part[n:] - part[:n]) for part in parts]
         second = [part.sum(axis=0) - one for part, one in zip(parts, first, strict=True)]
-        differences.append(_areas(*first, negatives=negatives) - _areas(*second, negatives=negatives))
+        differences.append(_areas(first, negatives) - _areas(second, negatives))
     return np.concatenate(differences, axis=1)
 
 # %% ../../nbs/evaluation/50_permutation.ipynb #f04f85f4

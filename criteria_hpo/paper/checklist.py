@@ -10,10 +10,10 @@ __all__ = ['OWN', 'YOURS', 'QUESTIONS', 'Item', 'groups_answer', 'looks_answer',
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..core.formatting import counted
 from .facts import Facts, searched
 from criteria_hpo.paper.methods import (
     confirmation_sentence,
-    counted,
     data_sentences,
     decision_sentence,
     listed,

@@ -15,6 +15,7 @@ import pandas as pd
 from ..comparing.examples import store_confirmation, store_search
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
+from ..confirmation.test_scores import with_holm
 from ..core.files import write_atomic
 from ..evaluation.metrics import METRIC_TABLE
 from ..execution.manifest import write_manifest
@@ -40,13 +41,14 @@ def example_tables(metric: str) -> dict[str, pd.DataFrame]:
     share = np.array([0.1, 0.35, 0.6, 0.9])
     seen = {"positive": share**1.2, "low": share**1.2 - 0.05, "high": share**1.2 + 0.05}
     bins = {"probability": share, "pairs": 50, "groups": 30} | seen
+    of_difference = ["model", "metric", "difference", "low", "high", "p"]
     columns = ["part", "pairs", "positives", "posts", "groups", "criteria", "cut"]
     sizes = [("search", 1349, 723, 121, 110, 9, "drawn"), ("test", 338, 182, 29, 27, 9, "drawn")]
     return {
         "overall": _scored(MODELS, "model", list(METRIC_TABLE)),
         "criteria": _scored(CRITERIA, "criterion", list(dict.fromkeys([metric, "f1", "recall"]))).assign(pairs=40, positives=12),
         "posts": _scored(("winner",), "model", ["f1", "brier"]).drop(columns="model").assign(posts=29),
-        "differences": pd.DataFrame(compared, columns=["model", "metric", "difference", "low", "high", "p"]),
+        "differences": with_holm(pd.DataFrame(compared, columns=of_difference), ["metric"]),
         "reliability": pd.DataFrame({"model": "winner", **bins}),
         "sizes": pd.DataFrame(sizes, columns=columns),
     }

@@ -142,7 +142,7 @@ def read_facts(cfg: Config) -> Facts:
         selection={name: value for name, value in _json(folder / SELECTION).items() if name != "lines"},
         settings=[Candidate.from_json(each) for each in confirmed.user_attrs.get("settings", [])],
         seeds=len({seed for _, seed in confirmed.user_attrs.get("pairs", {}).values()}),
-        weights=count_weights(folder / "refits" / "winner-seed1"),
+        weights=count_weights(next(iter(sorted((folder / "refits").glob("*/seed*"))), folder)),
         reasons=pruning_reasons(search),
         cost=pd.DataFrame(),
     )
