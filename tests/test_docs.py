@@ -1,0 +1,114 @@
+"""The pages for readers say what is: quoted messages exist in the source, the citation is valid, tables are whole."""
+
+import ast
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+GAP = "\0"  # what a message fills in
+PAGES = sorted(path.stem for path in ROOT.glob("nbs/*.ipynb") if not path.stem[0].isdigit() and path.stem != "index")
+CFF_KEYS = [
+    "abstract",
+    "authors",
+    "cff-version",
+    "commit",
+    "contact",
+    "date-released",
+    "doi",
+    "identifiers",
+    "keywords",
+    "license",
+    "license-url",
+    "message",
+    "preferred-citation",
+    "references",
+    "repository",
+    "repository-artifact",
+    "repository-code",
+    "title",
+    "type",
+    "url",
+    "version",
+]
+
+
+def page(name: str) -> str:
+    """The markdown of a page."""
+    cells = yaml.safe_load((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def template(node: ast.AST) -> str:
+    """The text of a string expression with `GAP` for each value that it fills in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%(\.\d+f|[srdg])", GAP, node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template(value) for value in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return template(node.left) + template(node.right)
+    return GAP
+
+
+@pytest.fixture(scope="module")
+def templates() -> str:
+    """Every string of the package that could be a message, and the Makefile, separated by blank lines."""
+    found = {(ROOT / "Makefile").read_text(encoding="utf-8")}
+    for path in ROOT.glob("criteria_hpo/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+                found.add(template(node))
+    return "\n\n".join(" ".join(text.split("\n")) for text in found)
+
+
+def is_there(message: str, templates: str) -> bool:
+    """Whether a message, with `…` for what differs, is in one of the strings."""
+    pattern = "[^\n]*?".join(re.escape(part.strip()) for part in message.split("…"))
+    return re.search(pattern, templates) is not None
+
+
+QUOTED = re.findall(r"^\| `([^\n]*?)` \|", page("troubleshooting"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_a_quoted_message_exists(message: str, templates: str) -> None:
+    assert is_there(message, templates)
+
+
+def test_a_message_that_is_gone_is_seen(templates: str) -> None:
+    assert len(QUOTED) > 60 and len(set(QUOTED)) == len(QUOTED)
+    assert not is_there("the moon is full; wait for another night", templates)
+    assert not is_there("column … is mislaid", templates)
+    assert is_there("column … is missing", templates)
+
+
+def test_the_citation_is_valid_and_agrees_with_the_settings() -> None:
+    settings = ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    given, cited = settings["DEFAULT"], yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"authors", "cff-version", "message", "title"} <= cited.keys() <= set(CFF_KEYS)
+    assert (cited["cff-version"], cited["type"], cited["license"]) == ("1.2.0", "software", "Apache-2.0")
+    assert cited["version"] == given["version"] and cited["repository-code"] == given["git_url"]
+    assert cited["authors"] == [{"name": given["author"], "email": given["author_email"]}]
+    assert given["lib_name"] in cited["title"] and cited["abstract"].strip(" .").lower() == given["description"].lower()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_reached_from_the_readme_and_its_tables_are_whole(name: str) -> None:
+    assert f"](nbs/{name}.ipynb)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|[^\n]*\|\n?)+", page(name), re.MULTILINE)
+    for table in tables:
+        columns = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.strip().splitlines()}
+        assert len(columns) == 1, table.splitlines()[0]
+
+
+def test_every_version_that_is_compared_has_a_source() -> None:
+    text = page("other_tools")
+    heads = next(line for line in text.splitlines() if line.startswith("| | criteria_hpo"))
+    versions = re.findall(r"\d+\.\d+\.\d+", heads)[1:]
+    sources = text[text.index("## Where it was read") :]
+    assert len(versions) == 6 and all(version in sources for version in versions)
+    assert re.search(r"\*\*\d+ \w+ \d{4}\*\*", text), "the page has no date of reading"
