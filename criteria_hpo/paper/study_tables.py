@@ -61,7 +61,7 @@ def wide(table: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
 def four_table(facts: Facts) -> Table:
     "Return search, corrected, confirmed and test score of winner, default setting, and best trial of the search."
     four, best, found = facts.tables["four_scores"], facts.manifest["best"], facts.selection
-    if "corrected" in found and not ((four.model == four.model.iloc[0]) & (four.score == "corrected")).any():
+    if "corrected" in found and not (four.score == "corrected").any():
         name = f"best of the search (trial {best['trial']})"
         rows = [(name, "search", found["search"], np.nan, np.nan)]
         rows += [(name, "corrected", *(found[key] for key in ("corrected", "low", "high")))]
