@@ -94,13 +94,14 @@ def command_hpo(cfg: Config) -> None:
         from criteria_hpo.execution.study import run_hpo
 
     run = run_hpo(cfg)
+    from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import correct, correction_text
     from criteria_hpo.results.stored import plots_text, report_text, test_text  # draws plots, which the search does not need
 
     print(report_text(cfg, run.study))
     print(f"\nThe luck of the best\n{correction_text(*correct(run))}")
     print(f"\n{plots_text(cfg, run.study)}")
-    print(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}")
+    print(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}\n{report_line(cfg, run.study)}")
 
 # %% ../nbs/40_commands.ipynb #c0f1a002
 def command_evaluate(cfg: Config) -> None:
@@ -109,11 +110,13 @@ def command_evaluate(cfg: Config) -> None:
         from criteria_hpo.config.paths import study_dir
         from criteria_hpo.confirmation.evaluate import evaluate
         from criteria_hpo.paper.write_paper import write_paper
+        from criteria_hpo.reporting.study_report import report_line
+        from criteria_hpo.results.stored import stored_study
         from criteria_hpo.serving.study_model import usage_line
 
     result, folder = evaluate(cfg), study_dir(cfg)
     print(f"{result.text()}\n\nTables: {folder / 'evaluation'}, weights: {folder / 'refits'}, picture: {folder / 'plots'}")
-    print(f"{usage_line(result.model)}\n{write_paper(cfg).line()}")
+    print(f"{usage_line(result.model)}\n{write_paper(cfg).line()}\n{report_line(cfg, stored_study(cfg))}")
 
 # %% ../nbs/40_commands.ipynb #02b93d3a
 def command_status(cfg: Config) -> None:
@@ -124,14 +127,15 @@ def command_status(cfg: Config) -> None:
 
 # %% ../nbs/40_commands.ipynb #b9658891
 def command_report(cfg: Config) -> None:
-    "Print the results of a study and its stored test result, and redraw its plots; trains nothing."
+    "Print the results of a study and its stored test result, and redraw its plots and report.html; trains nothing."
+    from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import stored_correction
     from criteria_hpo.results.stored import plots_text, report_text, stored_study, test_text
 
     study = stored_study(cfg)
     print(report_text(cfg, study))
     print(f"\nThe luck of the best\n{stored_correction(cfg, study)}")
-    print(f"\n{plots_text(cfg, study)}\n\n{test_text(cfg, study)}")
+    print(f"\n{plots_text(cfg, study)}\n\n{test_text(cfg, study)}\n{report_line(cfg, study)}")
 
 # %% ../nbs/40_commands.ipynb #e253a5b7
 def command_train(cfg: Config) -> None:

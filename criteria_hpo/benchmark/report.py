@@ -23,7 +23,7 @@ from scipy import stats
 from .runs import BUILD_BEFORE, CROSS_ENCODER, ORIGINAL, OURS, SERIAL, TRAINER, Runs, ratios
 from ..core.figures import Figure
 from ..core.files import write_atomic
-from ..plotting.pictures import png_of, quiet_canvas
+from ..drawing.print import png_of, quiet_canvas
 
 # %% ../../nbs/benchmark/90_report.ipynb #3578fb69
 def _median(results: Sequence[dict[str, Any]], value: str) -> float:

@@ -23,9 +23,9 @@ from scipy.stats import binomtest
 
 from ..core.errors import ConfigError
 from ..core.figures import Figure
+from ..drawing.print import quiet_canvas
 from .metrics import bin_numbers
 from .thresholds import gain_over_groups, group_folds
-from ..plotting.pictures import quiet_canvas
 from ..training.metrics import check_scores
 
 # %% ../../nbs/evaluation/30_calibration.ipynb #898976a2

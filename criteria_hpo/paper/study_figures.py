@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 
 from ..confirmation.four_scores import scores_picture
 from ..core.files import write_changed
+from ..drawing.print import print_figure
 from ..evaluation.calibration import reliability_picture
 from .facts import Facts
 from .study_tables import title_of
 from ..plotting.picture_files import on_white, picture_files
-from ..plotting.pictures import quiet_canvas
 from ..plotting.plot_data import not_yet
-from ..plotting.plots import DRAWERS
+from ..plotting.plots import CHARTS
 
 # %% ../../nbs/paper/60_study_figures.ipynb #dbe3775f
 FIGURES = {
@@ -36,11 +36,7 @@ def of_search(study: optuna.Study) -> Iterator[tuple[str, Figure]]:
     "Yield name and figure of each plot of the search that can be drawn, without its title, which a caption replaces."
     for name in ("history", "importances", "intermediate_values"):
         if not not_yet(study, name):
-            with quiet_canvas():
-                figure = DRAWERS[name].picture(study)
-                for axes in figure.axes if name != "importances" else []:
-                    axes.set_title("")
-                yield name, figure
+            yield name, print_figure(CHARTS[name](study), titled=False)
 
 
 def of_evaluation(facts: Facts) -> Iterator[tuple[str, Figure]]:
