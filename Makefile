@@ -4,7 +4,7 @@
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
 TARGETS       := help venv assets demo hpo evaluate result compare hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
-	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status lab benchmark lint format test \
+	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status dashboard lab benchmark lint format test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
@@ -13,6 +13,7 @@ TAKES.result     := $(STUDY_TAKES)
 TAKES.compare    := STUDIES OVERRIDES
 TAKES.hpo_status := STUDY
 TAKES.demo       := AUG
+TAKES.dashboard  := STUDY PORT
 TAKES.lab        := ROOT IP PORT
 TAKES.benchmark  := DEVICE SIZE WORKS
 
@@ -129,6 +130,11 @@ hpo_deberta_base_nli_noaug: hpo_deberta_nli_noaug
 
 hpo_status: study-name venv ## print the progress of a study: STUDY=name
 	@exec $(PY) -m criteria_hpo.cli command=status "hpo.study_name=$$STUDY"
+
+dashboard: study-name venv ## open optuna-dashboard on a study, for reading, on this machine only: STUDY=name [PORT=8080]
+	@have='import sys, importlib.util as u; sys.exit(u.find_spec("optuna_dashboard") is None)'; \
+	$(PY) -c "$$have" || { echo "Installing optuna-dashboard (seconds)"; $(PIP) --no-build-isolation -e ".[dev,dashboard]"; }
+	@exec $(PY) -m criteria_hpo.cli command=dashboard "hpo.study_name=$$STUDY" "dashboard.port=$${PORT:-8080}"
 
 lab: venv ## open JupyterLab on the study notebook [PORT= IP=; ROOT=1: as root, in a container]
 	@case "$$ROOT" in 1) set -- --allow-root --no-browser ;; \

@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
            'command_assets', 'command_purge_cache', 'command_predict', 'command_compare', 'command_audit',
-           'command_export', 'command_restore']
+           'command_export', 'command_restore', 'command_dashboard']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -77,12 +77,16 @@ def command_near_copies(cfg: Config) -> None:
 
 # %% ../nbs/40_commands.ipynb #ae7a85a2
 def command_worker(cfg: Config) -> None:
-    "Add a process to a study that others may be running; any number of them, all with the same settings."
+    "Add a process to a study that command=hpo has begun; any number of them, all with the same settings."
     with quick_imports():
         from criteria_hpo.execution.study import run_hpo_worker
 
+    from criteria_hpo.results.stored import require_study, status_line
+    from criteria_hpo.search.search_space import parse_space
+
+    parse_space(cfg.hpo.search_space)  # an error in it is raised first
+    require_study(cfg)
     run_hpo_worker(cfg)
-    from criteria_hpo.results.stored import status_line
 
     print(f"This worker has ended. Study: {status_line(cfg)}")
 
@@ -260,6 +264,16 @@ def command_restore(cfg: Config) -> None:
     study = restore_archive(Path(cfg.restore.input), storage_url(cfg), cfg.hpo.study_name)
     print(f"{len(study.trials):,} trials restored as study '{study.study_name}'; command=hpo with its settings resumes it")
 
+# %% ../nbs/40_commands.ipynb #aa300c2f
+def command_dashboard(cfg: Config) -> None:
+    "Serve optuna-dashboard on a study, to this machine only and for reading: command=dashboard [dashboard.port=8080]."
+    from criteria_hpo.config.paths import storage_url
+    from criteria_hpo.live.dashboard import serve_dashboard
+    from criteria_hpo.results.stored import stored_study
+
+    stored_study(cfg)  # or its error
+    serve_dashboard(storage_url(cfg), cfg.hpo.study_name, cfg.dashboard.port)
+
 # %% ../nbs/40_commands.ipynb #ddb83ffc
 COMMANDS = {
     "hpo": command_hpo,
@@ -275,6 +289,7 @@ COMMANDS = {
     "audit": command_audit,
     "export": command_export,
     "restore": command_restore,
+    "dashboard": command_dashboard,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

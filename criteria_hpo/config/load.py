@@ -19,7 +19,7 @@ from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 
 # %% ../../nbs/config/40_load.ipynb #3c052d7b
 NOT_IDENTITY = {
-    "hpo": ("storage", "study_name", "allow_changed"),
+    "hpo": ("storage", "study_name", "allow_changed", "plots_every"),
     "data": ("path", "annotations_path", "criteria_path"),
     "training": ("checkpoint", "compact_vocabulary", "word_masks"),
     "model": ("attention",),

@@ -244,6 +244,7 @@ Searched = Annotated[dict[str, Any], Field(description="a dimension, such as {ty
 class HpoConfig(Frozen):
     """The search: name, storage, maximised metric, sampler, pruner, space, and the setting of slot 0 (usually trial 0).
 
+    `plots_every`: ended trials between two drawings of the plots during the search (at most 1 % of its time); 0: none.
     `warm_start`: another study, whose best `warm_start_trials` settings follow slot 0, or a YAML file of settings.
     `mode`: what a trial trains, and therefore what a pruner counts; see `Config.steps_per_trial`. `single_split` trains fold 1
     of `n_folds`. `allow_changed`: settings or sections (dotted names) that may differ when a study is resumed; true allows all
@@ -263,6 +264,7 @@ class HpoConfig(Frozen):
     default_setting: HParams = HParams()
     warm_start: Place | None = None
     warm_start_trials: Annotated[int, Field(ge=1)] = 5
+    plots_every: Annotated[int, Field(ge=0)] = 50
 
 # %% ../../nbs/config/30_schema.ipynb #63eaa71b
 class ObjectiveConfig(Frozen):

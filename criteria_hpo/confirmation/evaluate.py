@@ -49,6 +49,7 @@ from criteria_hpo.confirmation.test_scores import (
     test_sentences,
 )
 from .winner import Scores, choose_winner, confirmed_scores, confirmed_table, refit_epochs
+from ..core.errors import log_event
 from ..core.stopping import stoppable
 from ..data.study_data import Data, check_files, load_test
 from ..evaluation.calibration import reliability_page, reliability_picture
@@ -227,14 +228,17 @@ def evaluate(cfg: Config, data: Data | None = None) -> Result:
     with opened_search(cfg, data) as search:
         check_test_labels(search)
         with opened_confirmation(search) as confirmation:
+            log_event("evaluation", stage="confirmation")
             confirm(confirmation)
             scores = confirmed_scores(confirmation)
             winner = choose_winner(scores, search.cfg.evaluate.choose)
             plan = planned_refits(confirmation, scores, winner)
             refits = [refit for role in plan.values() for refit in role]
+            log_event("evaluation", stage="refits")
             with stoppable(MESSAGE.replace("fold", "refit")) as request:
                 make_refits(search, refits, request)
             held_out = held_out_runs(confirmation, winner, plan)
+            log_event("evaluation", stage="test")
             found = predicted_models(confirmation, refits, held_out)
             tables, sentences = score_test(confirmation, winner, models_digest(search, refits, held_out), found)
             overall = tables.get("overall", pd.DataFrame())

@@ -11,12 +11,12 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import optuna
 
-from ..config.paths import make_study_dir, storage_url
+from ..config.paths import make_study_dir
 from ..config.schema import Config
 from .cuts import confirmation_seed, new_cut
 from .settings import Candidate, best_candidates, confirmation_config
@@ -39,13 +39,13 @@ from criteria_hpo.execution.worker_pool import (
     visible_gpus,
     worker_environment,
 )
+from ..live.watch import watched_search, watching
 from ..pruning.pruner import FoldPruner
 from ..results.corrected import corrected_order
 from ..results.stored import stored_study
 from ..storage.database import exclusive
 from ..storage.leases import Lease
 from ..storage.ledger import Ledger
-from ..storage.progress import progress_bar
 from ..training.epoch import TrainingSetup
 
 # %% ../../nbs/confirmation/30_runs.ipynb #7d85b15d
@@ -143,22 +143,19 @@ class Confirmation:
         return is_done(self.ledger, self.cfg.n_trials)
 
     def run(self, request: StopRequest) -> None:
-        "Train the pairs that are left, with a progress bar. Raises `Interrupted` after a stop request."
+        "Train the pairs that are left, showing the progress. Raises `Interrupted` after a stop request."
         if self.is_done():
             fail_orphaned_trials(self.study, self.ledger)
             return
         setup, data = self.search.setup(request), self.search.data
         objective = SettingObjective(self.cfg, data, self.study, self.ledger, setup, self.candidates)
         check = functools.partial(check_identity, self.cfg, data, self.study)
-        with self.bar():
+        with self.shown():
             run_worker(Job(self.study, self.ledger, objective, self.cfg.n_trials, objective.close_if_trained, check), request)
 
-    @contextmanager
-    def bar(self) -> Iterator[None]:
-        "Show the progress bar while the body runs."
-        cfg = self.cfg
-        with progress_bar(storage_url(cfg), cfg.hpo.study_name, cfg.n_trials, cfg.folds_per_trial, startup=cfg.n_trials):
-            yield
+    def shown(self) -> AbstractContextManager[None]:
+        "Show the progress while the body runs."
+        return watching(watched_search(self.cfg, "Confirmation"))
 
 # %% ../../nbs/confirmation/30_runs.ipynb #83d35cdd
 def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidate]) -> tuple[Candidate, ...]:
@@ -222,7 +219,7 @@ def confirm(confirmation: Confirmation) -> None:
             confirmation.run(request)
         return
     pool = _pool(confirmation)
-    with confirmation.bar():
+    with confirmation.shown():
         run_worker_pool(pool, cfg.workers)
     if not confirmation.is_done():
         raise StudyError(f"all workers died; see worker-*.log in {make_study_dir(confirmation.cfg)}, then run the command again")

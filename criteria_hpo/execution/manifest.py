@@ -27,9 +27,10 @@ from ..config.load import config_hash
 from ..config.overrides import safe_url
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
-from ..core.errors import logger
+from ..core.errors import events, logger
 from ..core.files import write_atomic
 from ..data.study_data import Data
+from ..live.events import EventFile
 
 # %% ../../nbs/execution/10_manifest.ipynb #3ebe632a
 def git_commit(here: Path) -> str:
@@ -133,15 +134,19 @@ class _LogFile(logging.FileHandler):
 # %% ../../nbs/execution/10_manifest.ipynb #a38d3421
 @contextmanager
 def study_log(cfg: Config, data: Data) -> Iterator[None]:
-    "Append to the study's log while the body runs: remarks on the data, settings, scores and reasons; no text of posts."
-    handler = _LogFile(make_study_dir(cfg) / "study.log", encoding="utf-8")
+    "Append to `study.log` (sentences) and `log.jsonl` (events) of the study while the body runs; no text of posts."
+    folder = make_study_dir(cfg)
+    handler = _LogFile(folder / "study.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for line in data.warnings:
         handler.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, line, (), None))
+    numbers = EventFile(folder / "log.jsonl")
     logger.addHandler(handler)
+    events.addHandler(numbers)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
+        events.removeHandler(numbers)
         logger.removeHandler(handler)
         handler.close()

@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 from ..augmentation.study_variants import VARIANTS_STOPPED, augmentation_methods, study_variants
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
-from ..core.errors import StudyError, UserError, guarded, logger
+from ..core.errors import StudyError, UserError, guarded, log_event, logger
 from ..core.processes import this_process
 from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.folds import rows_hash
@@ -53,6 +54,8 @@ from criteria_hpo.execution.worker_pool import (
     visible_gpus,
     worker_environment,
 )
+from ..live.fresh_plots import FreshPlots, fresh_plots
+from ..live.watch import watched_search, watching
 from ..model.dropout import missing_roles
 from ..model.memory import gpu_share
 from ..pruning.measured_noise import PostNoise
@@ -64,7 +67,7 @@ from ..storage.database import exclusive
 from ..storage.leases import Lease
 from ..storage.ledger import Ledger
 from ..storage.predictions import fold_logits
-from ..storage.progress import ProgressReader, describe, progress_bar
+from ..storage.progress import ProgressReader, describe
 from ..storage.retries import without_retries
 from ..training.cross_validation import with_sizes, with_step
 from ..training.epoch import TrainingSetup
@@ -178,7 +181,22 @@ def run_trials(
         logger.warning(warning)
     objective = Objective(cfg, study, ledger, setup, space, pruner, pairs)
     job = Job(study, ledger, objective, cfg.n_trials, objective.close_if_trained, check, log_progress(cfg, ledger))
-    return run_worker(job, request or StopRequest(""))
+    return _logged_worker(job, request or StopRequest(""))
+
+
+def _logged_worker(job: Job, request: StopRequest) -> int:
+    "Run the worker's loop; its start and its end are events."
+    log_event("worker started", n_trials=job.target)
+    try:
+        finished = run_worker(job, request)
+    except KeyboardInterrupt:
+        log_event("stopped")
+        raise
+    except Exception as err:
+        log_event("failed", reason=type(err).__name__)
+        raise
+    log_event("worker ended", finished=finished)
+    return finished
 
 # %% ../../nbs/execution/70_study.ipynb #1b2932f1
 @dataclass
@@ -207,11 +225,12 @@ class StudyRun:
         "Return whether the study has its current target number of finished trials and no open slot."
         return is_done(self.ledger, self.study.user_attrs.get("n_trials", self.cfg.n_trials))
 
-    def bar(self) -> AbstractContextManager[None]:
-        "Show the study's progress bar while the body runs."
-        cfg = self.cfg
-        startup = unpruned_slots(cfg.hpo.pruner.model_dump(), cfg.n_trials)
-        return progress_bar(storage_url(cfg), self.study.study_name, cfg.n_trials, cfg.folds_per_trial, startup=startup)
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        "Show the study's progress and keep its plots fresh while the body runs."
+        plots = FreshPlots(storage_url(self.cfg), self.study.study_name, make_study_dir(self.cfg), self.cfg.hpo.plots_every)
+        with watching(watched_search(self.cfg)), fresh_plots(plots):
+            yield
 
 # %% ../../nbs/execution/70_study.ipynb #81041a20
 def _run_process(run: StudyRun, request: StopRequest) -> None:
@@ -219,9 +238,9 @@ def _run_process(run: StudyRun, request: StopRequest) -> None:
     if run.is_done():
         fail_orphaned_trials(run.study, run.ledger)
         return
-    setup = run.setup(request)  # before the bar is drawn, so that an error of the model is printed alone
+    setup = run.setup(request)  # before anything is drawn, so that an error of the model is printed alone
     check = functools.partial(check_identity, run.cfg, run.data, run.study)
-    with run.bar():
+    with run.shown():
         run_trials(run.cfg, run.study, run.ledger, setup, request, run.data.dev, check)
 
 # %% ../../nbs/execution/70_study.ipynb #8b26030e
@@ -253,7 +272,9 @@ def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True
         study.set_user_attr("files", file_hashes(cfg.data))
     before = study.user_attrs.get("n_trials")
     cfg = keep_threads(resolve_n_trials(cfg, study, ledger, keep_n_trials), data, study, ledger)
-    run = StudyRun(cfg, data, study, ledger)
+    run, slots = StudyRun(cfg, data, study, ledger), len(ledger.slots())
+    counts: dict[str, Any] = {"study": study.study_name, "n_trials": cfg.n_trials, "folds": cfg.folds_per_trial}
+    log_event("study started", **counts) if not slots else log_event("study resumed", **counts, slots=slots)
     if not keep_n_trials and before not in (None, run.cfg.n_trials):
         logger.info("n_trials: %d -> %d", before, run.cfg.n_trials)
         try_write_manifest(run)
@@ -320,7 +341,7 @@ def run_hpo_pool(cfg: Config, data: Data | None = None) -> StudyRun:
         if not run.is_done():
             pool = _study_pool(run)
             make_variants_in_subprocess(cfg)
-            with run.bar():
+            with run.shown():
                 run_worker_pool(pool, cfg.workers)
         if not run.is_done():
             logs = "worker-*.log in the study's folder"

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.paths import study_dir
 from ..config.schema import Config
-from ..core.errors import logger
+from ..core.errors import log_event, logger
 from ..data.folds import rows_hash
 from .batch_sizes import forget_sizes, lower_sizes, stored_sizes
 from ..model.memory import calculate_gradient_accumulation
@@ -67,6 +68,10 @@ class TrialRecorder:
         "The stored trial. Only the holder of the lease writes to it, so it is not read again."
         return stored_trial(self.trial)
 
+    def log(self, event: str, **fields: Any) -> None:
+        "Log an event of this trial."
+        log_event(event, trial=self.trial.number, slot=self.lease.slot, **fields)
+
     def set_attr(self, name: str, value: Any) -> None:
         "Write an attribute of the trial. Raises `LeaseLost`."
         self.ledger.fence(self.lease)
@@ -86,6 +91,7 @@ class TrialRecorder:
         if not isinstance(end, Diverged):
             return
         logger.warning("Trial %d pruned: diverged (%s)", self.trial.number, end)
+        self.log("pruned", fold=len(self.ledger.folds(self.lease.slot)) + 1, reason="diverged")
         step = (len(self.ledger.folds(self.lease.slot)) + 1) * self.cfg.steps_per_fold
         if self.stored.intermediate_values and step not in self.stored.intermediate_values:
             self.trial.report(math.nan, step)
@@ -161,6 +167,7 @@ class TrialReporter:
         if decision:
             self.recorder.set_attr("prune_reason", decision)
             logger.info("Trial %d pruned by %s", self.recorder.trial.number, decision)
+            self.recorder.log("pruned", fold=len(self.recorder.ledger.folds(self.recorder.lease.slot)), reason=decision)
         return not decision
 
     def repeat(self) -> bool:
@@ -217,11 +224,21 @@ class TrialObserver(Observer):
             result.epochs,
             result.seconds,
         )
+        self.log_fold(result)
         return self.reporter.report_fold(result.fold)
+
+    def log_fold(self, result: FoldResult) -> None:
+        "Log the event of a finished fold."
+        device = self.setup.device
+        gpu = round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else None
+        numbers = {"score": round(result.score, 6), "seconds": round(result.seconds, 3), "gpu_mb": gpu}
+        epochs = {"epochs": result.epochs, "best_epoch": result.best_epoch, "batch": result.physical_batch_size}
+        self.recorder.log("fold finished", fold=result.fold, **numbers, **epochs)
 
     def sizes(self, physical: int, evaluation: int) -> None:
         "Store the smaller batch sizes for all trials of the study."
         lower_sizes(self.recorder.study, self.recorder.ledger, (physical, evaluation))
+        log_event("size lowered", batch=physical, evaluation_batch=evaluation)
 
 # %% ../../nbs/execution/20_trial.ipynb #c03c3e76
 def train_trial(cfg: Config, setup: TrainingSetup, observer: TrialObserver) -> FrozenTrial:
@@ -260,6 +277,7 @@ class Objective:
             self._run(self.observe(lease))
         except DoesNotFit:
             forget_sizes(self.study, self.ledger)
+            log_event("out of memory", slot=lease.slot)
             raise
 
     def close_if_trained(self, lease: Lease) -> bool:
@@ -283,6 +301,7 @@ class Objective:
     def _trial(self, lease: Lease) -> optuna.Trial:
         "Return the slot's trial, marked with its slot."
         self.study.sampler = slot_sampler(self.cfg, lease.slot, self.space, self.study.user_attrs.get("warm_start", ()))
+        resumed = lease.trial_id is not None
         if lease.trial_id is not None:
             trial = optuna.trial.Trial(self.study, lease.trial_id)
             logger.info("Resuming trial %d", trial.number)
@@ -291,6 +310,10 @@ class Objective:
                 trial = self.study.ask()
                 sample(trial, self.space, self.cfg.hpo.default_setting)
             self.ledger.bind(lease, trial_id(trial))
+        if resumed:
+            log_event("trial resumed", trial=trial.number, slot=lease.slot, folds=self.ledger.count_folds(lease.slot))
+        else:
+            log_event("trial started", trial=trial.number, slot=lease.slot)
         if "slot" not in trial.user_attrs and not stored_trial(trial).state.is_finished():
             trial.set_user_attr("slot", lease.slot)
         return trial
@@ -300,4 +323,11 @@ class Objective:
         recorder = observer.recorder
         trial = recorder.stored if recorder.stored.state.is_finished() else train_trial(self.cfg, self.setup, observer)
         self.ledger.finish(recorder.lease, trial.state.name, trial.value)
+        recorder.log(
+            "trial finished",
+            state=trial.state.name,
+            score=trial.value,
+            folds=self.ledger.count_folds(recorder.lease.slot),
+            seconds=round(recorder.lease.seconds, 3),
+        )
         observer.checkpoints.clear()

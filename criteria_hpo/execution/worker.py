@@ -18,7 +18,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from ..core.errors import StudyError, UserError, debug_wanted, logger
+from ..core.errors import StudyError, UserError, debug_wanted, log_event, logger
 from ..core.stopping import SEARCH_STOPPED, StopRequest
 from ..search.optuna_access import stored_trial, trial_id
 from ..storage.database import exclusive
@@ -50,6 +50,7 @@ def give_up(study: optuna.Study, ledger: Ledger, lease: Lease) -> str:
     state, value = (TrialState.FAIL, None) if lease.trial_id is None else _end_trial(study, lease.trial_id, reason)
     ledger.finish(lease, state.name, value, reason)
     logger.warning("Slot %d: %s; another trial takes its place", lease.slot, reason)
+    log_event("given up", slot=lease.slot, reason=reason)
     return reason
 
 
@@ -79,6 +80,7 @@ def _release_after(err: Exception, ledger: Ledger, lease: Lease) -> Exception | 
         logger.warning("Slot %d was taken over by another worker (%s)", lease.slot, error_location(err))
         return None
     logger.warning("Slot %d, attempt %d of %d: %s", lease.slot, lease.attempts, MAX_ATTEMPTS, error_location(err))
+    log_event("attempt failed", slot=lease.slot, attempt=lease.attempts, reason=error_location(err))
     return err
 
 # %% ../../nbs/execution/30_worker.ipynb #80797012

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import EXIT_USER_ERROR, StudyError, logger
+from ..core.errors import EXIT_USER_ERROR, StudyError, log_event, logger
 from ..core.processes import describe_exit
 from ..core.stopping import SEARCH_STOPPED, StopRequest, stoppable
 from ..model.memory import SHARE_VARIABLE
@@ -139,6 +139,7 @@ def _handle_exit(pool: WorkerPool, worker: Worker, restart: bool) -> str | None:
         return pool.last_line(worker.number).removeprefix("criteria_hpo: ")
     if code in (0, EXIT_STOPPED) or not restart:
         return None
+    log_event("worker died", number=worker.number, reason=describe_exit(code))
     if _may_restart(pool, worker, f"Worker {worker.number} died ({describe_exit(code)})"):
         worker.process, worker.started = pool.spawn(worker.number), time.monotonic()
         send_task(worker.process, pool.task)

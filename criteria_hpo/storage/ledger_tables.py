@@ -141,10 +141,11 @@ class LedgerReader:
 
     @with_retries
     def costs(self, first: int) -> list[sa.Row]:
-        "Return the slots from number `first` on, in order: slot, outcome, value, seconds, share, and committed `folds`."
+        "Return the slots from number `first` on, in order: outcome, value, progress, owner, and number of committed `folds`."
         here = (FOLDS.c.study == SLOTS.c.study) & (FOLDS.c.slot == SLOTS.c.slot)
         folds = sa.select(sa.func.count()).select_from(FOLDS).where(here).scalar_subquery().label("folds")
-        columns = [SLOTS.c[name] for name in ("slot", "outcome", "value", "seconds", "share")]
+        names = "slot trial_id outcome value seconds fold share host boot space pid started"
+        columns = [SLOTS.c[name] for name in names.split()]
         query = sa.select(*columns, folds).where((SLOTS.c.study == self.study) & (SLOTS.c.slot >= first))
         with reading(self.engine) as db:
             return list(db.execute(query.order_by(SLOTS.c.slot)))

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from ..config.schema import CheckpointConfig
-from ..core.errors import logger
+from ..core.errors import log_event, logger
 from ..core.files import atomic_path
 
 State = dict[str, Any]  # of numbers, text, None, tensors, and lists and dictionaries of these
@@ -55,6 +55,7 @@ class FoldFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.path) as draft:
                 torch.save({"key": self.key, "seconds": seconds, "state": state}, draft)
+            log_event("checkpoint written", file=self.path.name, seconds=round(seconds, 1))
         except (OSError, RuntimeError) as err:  # PyTorch reports a full disk as a RuntimeError
             logger.warning("%s was not written (%s); training continues without this checkpoint", self.path, type(err).__name__)
 
@@ -75,6 +76,7 @@ class FoldFile:
             return None
         self.last = seconds
         logger.info("Resuming the fold from %s, after %.0f s of training", self.path, seconds)
+        log_event("checkpoint resumed", file=self.path.name, seconds=round(seconds, 1))
         return state
 
 # %% ../../nbs/training/40_checkpoint.ipynb #f349eee1
