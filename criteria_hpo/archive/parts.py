@@ -53,7 +53,7 @@ def packed_predictions(rows: list[sa.Row]) -> bytes:
     np.savez_compressed(content, pairs=pairs, of=of, n=[len(row.codes) // 2 for row in rows], codes=codes, **arrays)
     return content.getvalue()
 
-
+# %% ../../nbs/archive/20_parts.ipynb #8845dcfa
 def unpacked_predictions(content: bytes, study: str) -> list[Row]:
     "The rows of the table of predictions under the name `study`, as `packed_predictions` got them."
     held = dict(np.load(BytesIO(content), allow_pickle=False))

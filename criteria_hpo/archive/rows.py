@@ -50,7 +50,7 @@ class Distributions:
             self.texts.append(text)
         return self.texts.index(text)
 
-
+# %% ../../nbs/archive/10_rows.ipynb #50e4a57b
 def trial_row(trial: FrozenTrial, known: Distributions) -> Row:
     "The row of a trial of one objective."
     params = {

@@ -35,7 +35,7 @@ def _about(study: optuna.Study, distributions: list[str], parts: list[str], pred
     content = about | {"distributions": distributions, "parts": parts, "predictions": predictions}
     return (json.dumps(content, indent=1) + "\n").encode()
 
-
+# %% ../../nbs/archive/30_write.ipynb #249b6dc3
 def write_archive(study: optuna.Study, ledger: LedgerReader, folder: Path, predictions: bool = True, size: int = PART) -> int:
     """Write the study into the folder, `size` trials a part; return the number of its trials.
 

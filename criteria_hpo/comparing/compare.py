@@ -48,7 +48,7 @@ class Comparison:
         parts = [f"{TITLES[name]}\n{readable(table).to_string(index=False)}" for name, table in self.tables.items()]
         return "\n\n".join([*parts, "\n".join(self.sentences)])
 
-
+# %% ../../nbs/comparing/60_compare.ipynb #274e79d2
 def overview(sources: list[Source], curves: dict[str, pd.DataFrame]) -> pd.DataFrame:
     "Return a row per study: study, encoder, trials, wanted, best, hours, training hours, folds and what pruning saved."
     rows = []
@@ -76,7 +76,7 @@ def paired_sentence(row: dict[str, Any], metric: str, comparisons: int) -> str:
     interval = f"{row['difference']:+.4f}, {kind} {row['low']:+.4f} to {row['high']:+.4f}, p = {row['p adjusted']:.3g}"
     return f"{names}: {verdict} ({metric} {interval}; {row['cuts']} cuts, the same in both)."
 
-
+# %% ../../nbs/comparing/60_compare.ipynb #28ea3a59
 def sentences(sources: list[Source], paired: pd.DataFrame, lines: list[str], metric: str) -> list[str]:
     "Return what the comparison shows and what it cannot show, one line each."
     found = [paired_sentence(row, metric, len(paired)) for row in paired.to_dict("records")] + seeds_apart(sources)
@@ -99,7 +99,7 @@ def compare_folder(cfg: Config, sources: list[Source]) -> Path:
         return Path(cfg.compare.output)
     return study_dir(cfg).parent / "compare" / "_".join(source.cfg.hpo.study_name for source in sources)[:100]
 
-
+# %% ../../nbs/comparing/60_compare.ipynb #e3e520a7
 def compare(cfg: Config) -> Comparison:
     """Compare the studies of `compare.studies`, write tables and figures, and return the result.
 

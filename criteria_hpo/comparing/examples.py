@@ -68,7 +68,7 @@ def _trial(cfg: Config, slot: int, scores: list[float], start: datetime, fold_se
         trial_id=slot,
     )
 
-
+# %% ../../nbs/comparing/20_examples.ipynb #7f526ffd
 def _new_study(cfg: Config, name: str, n_trials: int) -> optuna.Study:
     "Create a study with an identity in the database of `cfg`."
     hashes = {"data": "example", "split": "example", "folds": str(cfg.seed)}

@@ -48,7 +48,7 @@ class Source:
             trials, key=lambda trial: (trial.datetime_complete.timestamp() if trial.datetime_complete else 0, trial.number)
         )
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #e2a7be20
 def source_config(cfg: Config, place: str) -> Config:
     "Return the configuration that finds a study, given by its name or, in another folder of studies, by its path."
     path = Path(place)
@@ -104,7 +104,7 @@ def seed_groups(sources: list[Source]) -> list[list[Source]]:
     "Return the studies in groups that differ in nothing but their seed; all of a group have the same data."
     return _same_but_seed(sources, "data")
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #167f9036
 def seeds_apart(sources: list[Source]) -> list[str]:
     "Return one line for each group of seeds that would be one search if they had the same data."
     lines = []

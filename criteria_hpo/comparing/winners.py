@@ -43,7 +43,7 @@ def confirmed_setting(source: Source) -> str | None:
     table = stored_csv(source, "confirmed")
     return None if table is None or not (table.chosen == "yes").any() else str(table.setting[table.chosen == "yes"].iloc[0])
 
-
+# %% ../../nbs/comparing/50_winners.ipynb #d2757860
 def winner_scores(source: Source) -> pd.DataFrame:
     "Return the scores of the study's best: study, score (search, corrected, confirmed, test), setting, estimate, low, high."
     found: dict[str, tuple[str, float, float, float]] = {}
@@ -77,7 +77,7 @@ def _confirming_study(source: Source) -> optuna.Study:
     own = source.cfg.hpo.model_copy(update={"study_name": confirmation_name(source.cfg), "storage": storage_url(source.cfg)})
     return stored_study(source.cfg.model_copy(update={"hpo": own}))
 
-
+# %% ../../nbs/comparing/50_winners.ipynb #0069534c
 def confirmed_scores(source: Source) -> Confirmed | str:
     "Return the scores of a study's confirmed winner, or one line on why there are none."
     winner, name = confirmed_setting(source), confirmation_name(source.cfg)
@@ -115,7 +115,7 @@ def unlike(first: Source, second: Source, places: Mapping[str, tuple[str, ...]])
     ]
     return ", ".join(words for words, one, two in zip(places, *both) if one != two)
 
-
+# %% ../../nbs/comparing/50_winners.ipynb #861a7092
 def obstacle(first: Source, second: Source) -> str | None:
     "Return one line on why the winners of two studies cannot be paired, or None."
     names = f"{first.name} and {second.name} cannot be paired"
@@ -142,7 +142,7 @@ def paired_row(difference: np.ndarray, comparisons: int = 1) -> dict[str, float]
     p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error > 0 else np.nan
     return {"difference": mean, "low": mean - reach, "high": mean + reach, "p": p, "p adjusted": min(comparisons * p, 1.0)}
 
-
+# %% ../../nbs/comparing/50_winners.ipynb #a72ef914
 def paired_tests(sources: list[Source]) -> tuple[pd.DataFrame, list[str]]:
     "Return a row per pair that can be compared, first minus second, and one line for each other pair."
     pairs, lines = [], []

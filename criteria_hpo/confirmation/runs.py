@@ -28,7 +28,7 @@ from ..data.study_data import Data
 from ..execution.checks import check_study
 from ..execution.identity import check_identity, keep_threads, open_ledger, open_study, resolve_n_trials
 from ..execution.manifest import study_log
-from ..execution.study import StudyRun, has_finished_trial
+from ..execution.study import StudyRun
 from ..execution.trial import Objective
 from ..execution.worker import Job, fail_orphaned_trials, is_done, run_worker
 from criteria_hpo.execution.worker_pool import (
@@ -46,6 +46,7 @@ from ..results.stored import stored_study
 from ..storage.database import exclusive
 from ..storage.leases import Lease
 from ..storage.ledger import Ledger
+from ..storage.progress import has_finished_trial
 from ..training.epoch import TrainingSetup
 
 # %% ../../nbs/confirmation/30_runs.ipynb #7d85b15d

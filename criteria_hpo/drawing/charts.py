@@ -54,7 +54,7 @@ def log_ticks(low: float, high: float) -> Ticks:
     places = [step * 10.0**decade for decade in decades for step in steps]
     return tuple((place, f"{place:.0e}".replace("e-0", "e-")) for place in places if low * 0.99 <= place <= high * 1.01)
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #55fb473d
 def log_axis(title: str, values: np.ndarray) -> Axis:
     "Return the log axis of these positive values, with a little room at both ends."
     low, high = float(values.min()), float(values.max())
@@ -80,7 +80,7 @@ class Points:
     reach: tuple[Numbers, Numbers] | None = None
     along: str = "y"
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #877a9804
 @dataclass(frozen=True)
 class Line:
     "A line through (x, y), interrupted at NaN; `steps`: constant up to the next x."
@@ -94,7 +94,7 @@ class Line:
     steps: bool = False
     dash: bool = False
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #2e11f024
 @dataclass(frozen=True)
 class Bars:
     "Bars from zero: horizontal ones of length x at y, or upright ones of height y at x; `size`: thickness in units of the axis."
@@ -108,7 +108,7 @@ class Bars:
     labels: Sequence[str] = ()
     reach: tuple[Numbers, Numbers] | None = None
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #ba6007aa
 @dataclass(frozen=True)
 class Cells:
     "A grid of squares of one shade each: `z` (len(y), len(x)) holds the number of the shade, NaN for none."
@@ -142,7 +142,7 @@ class Panel:
     marks: tuple[Mark, ...]
     title: str = ""
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #54087e96
 @dataclass(frozen=True)
 class Chart:
     "A figure of a report; `height`: of one row of panels, in pixels; `note`: how to read it, in a sentence or two."

@@ -44,7 +44,7 @@ def _points(axes: Axes, mark: Points) -> None:
         reach: Any = {f"{mark.along}err": np.array(mark.reach)}
         axes.errorbar(mark.x, mark.y, fmt="none", ecolor=colour, capsize=3, elinewidth=1.2, **reach)
 
-
+# %% ../../nbs/drawing/40_print.ipynb #49150778
 def _line(axes: Axes, mark: Line) -> None:
     "Draw a line."
     style: dict[str, Any] = {"drawstyle": "steps-post" if mark.steps else "default", "linestyle": "--" if mark.dash else "-"}
@@ -59,7 +59,7 @@ def _line(axes: Axes, mark: Line) -> None:
         **style,
     )
 
-
+# %% ../../nbs/drawing/40_print.ipynb #989cd3dc
 def _bars(axes: Axes, mark: Bars) -> None:
     "Draw bars."
     look: dict[str, Any] = {"color": LIGHT[mark.colour], "label": mark.name, "ecolor": LIGHT["text"], "capsize": 3}
@@ -78,7 +78,7 @@ def _cells(axes: Axes, mark: Cells) -> None:
     steps = BoundaryNorm(np.arange(N_SHADES + 1), N_SHADES)
     axes.pcolormesh(mark.x, mark.y, np.ma.masked_invalid(mark.z + 0.5), cmap=shades, norm=steps, shading="nearest", linewidth=0)
 
-
+# %% ../../nbs/drawing/40_print.ipynb #943b6d89
 def _texts(axes: Axes, mark: Texts) -> None:
     "Draw texts on a halo of paper."
     halo = [patheffects.withStroke(linewidth=3, foreground=LIGHT["paper"])]
@@ -104,7 +104,7 @@ def _scale(axes: Axes, axis: Axis, way: str) -> None:
         scale.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     scale.label.set(color=LIGHT["text"], fontsize=10)
 
-
+# %% ../../nbs/drawing/40_print.ipynb #96ee7778
 def _finish(axes: Axes) -> None:
     "Give the axes a quiet frame and a grid."
     axes.set_facecolor(LIGHT["paper"])
@@ -123,7 +123,7 @@ def _legend(figure: Figure) -> dict[str, Any]:
             found.setdefault(name, drawn)
     return found
 
-
+# %% ../../nbs/drawing/40_print.ipynb #2c8ef1cb
 def print_figure(chart: Chart, titled: bool = True) -> Figure:
     "Return the chart as a matplotlib figure, 11 inches wide, that no window shows; `titled`: no, where a caption follows."
     figure = Figure(figsize=(11, 0.8 + chart.rows * chart.height / 100), layout="constrained", facecolor=LIGHT["paper"])
@@ -176,7 +176,7 @@ def quiet_canvas() -> Iterator[None]:
         plt.close("all")
         plt.switch_backend(before)
 
-
+# %% ../../nbs/drawing/40_print.ipynb #9634bfde
 def png_of(figure: Figure, dpi: int = 100) -> bytes:
     "Return a figure as a PNG file with all its labels."
     picture = BytesIO()

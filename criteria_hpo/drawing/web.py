@@ -28,7 +28,7 @@ def _interval(reach: Any, colour: str) -> dict[str, Any] | None:
     "Return plotly's description of an interval."
     return reach and {"array": reach[1], "arrayminus": reach[0], "color": colour, "thickness": 1.5, "width": 4}
 
-
+# %% ../../nbs/drawing/30_web.ipynb #b8aa7af0
 def _points(mark: Points) -> Scatter:
     "Return points as a trace."
     colour = LIGHT[mark.colour]
@@ -43,7 +43,7 @@ def _points(mark: Points) -> Scatter:
         x=mark.x, y=mark.y, mode="markers", marker=marker, opacity=mark.opacity, customdata=list(mark.hover) or None, **reach
     )
 
-
+# %% ../../nbs/drawing/30_web.ipynb #697580de
 def _line(mark: Line) -> Scatter:
     "Return a line as a trace."
     line = {
@@ -62,7 +62,7 @@ def _bars(mark: Bars) -> Bar:
     reach = {f"error_{along}": _interval(mark.reach, LIGHT["text"])}
     return Bar(x=mark.x, y=mark.y, orientation=way, cliponaxis=False, textangle=0, **look, **reach)
 
-
+# %% ../../nbs/drawing/30_web.ipynb #e78b6ac2
 def _cells(mark: Cells) -> Heatmap:
     "Return a grid of shades as a trace."
     steps = [(edge / N_SHADES, LIGHT[f"shade{n}"]) for n in range(N_SHADES) for edge in (n, n + 1)]
@@ -103,7 +103,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
         look["range"] = [math.log10(place) if axis.log else place for place in axis.limits]
     return look | ({"tickformat": ",d"} if axis.whole and not axis.ticks else {})
 
-
+# %% ../../nbs/drawing/30_web.ipynb #74bccebf
 def _trace(mark: Mark, legend: bool) -> Any:
     "Return a mark as a trace; `legend`: whether this one stands for its name there."
     trace = DRAW[type(mark)](mark).update(name=mark.name, showlegend=legend)
@@ -112,7 +112,7 @@ def _trace(mark: Mark, legend: bool) -> Any:
         trace.hovertemplate = f"{what}%{{x:.4~g}}, %{{y:.4~g}}<extra>{mark.name}</extra>"
     return trace
 
-
+# %% ../../nbs/drawing/30_web.ipynb #246ee879
 def web_figure(chart: Chart) -> Figure:
     "Return the chart as a plotly figure on light paper."
     titles = [panel.title for panel in chart.panels]
@@ -243,7 +243,7 @@ def page_style() -> str:
     )
     return STYLE.replace("%LIGHT%", light).replace("%DARK%", dark)
 
-
+# %% ../../nbs/drawing/30_web.ipynb #657cbb67
 def document(title: str, body: str, library: str, policy: str = "") -> str:
     "Return a page; `library`: the script element with plotly; `policy`: what its scripts may load, nothing else being allowed."
     guard = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n' if policy else ""

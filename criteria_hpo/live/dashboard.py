@@ -56,7 +56,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-
+# %% ../../nbs/live/70_dashboard.ipynb #f7e9bca9
 class _Quiet(WSGIRequestHandler):
     "A handler that logs no request."
 

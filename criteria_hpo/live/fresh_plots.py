@@ -114,7 +114,7 @@ def keep_fresh(plots: FreshPlots, stop: threading.Event, look: float, first_cost
             log_event("plots failed", reason=type(err).__name__)
             logger.warning("The plots were not redrawn (%s); the search goes on, command=report draws them", type(err).__name__)
 
-
+# %% ../../nbs/live/60_fresh_plots.ipynb #4a5fc6d8
 @contextmanager
 def fresh_plots(plots: FreshPlots, look: float = LOOK_SECONDS, first_cost: float = FIRST_COST) -> Iterator[None]:
     "Keep the plots fresh while the body runs; a drawing that is under way at its end is stopped."

@@ -153,7 +153,7 @@ def running_text(snapshot: Snapshot) -> list[str]:
     more = len(snapshot.progress.active) - MOST_RUNNING
     return [*lines, f"and {more} more"] if more > 0 else lines
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #53331016
 def best_text(snapshot: Snapshot) -> str:
     "Return the best score with its trial."
     best = snapshot.progress.best
@@ -183,7 +183,7 @@ def folds_text(snapshot: Snapshot) -> str:
     saved = f", {progress.saved} saved by pruning ({progress.saved / whole:.0%})" if progress.saved else ""
     return f"{int(progress.trained)} trained{saved}"
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #3343ead8
 def rows_of(snapshot: Snapshot) -> dict[str, str]:
     "Return what a display shows, by label; several lines under `running`."
     progress = snapshot.progress

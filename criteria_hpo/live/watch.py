@@ -54,7 +54,7 @@ def watching(study: Watched, every: float | None = None) -> Iterator[None]:
         if not thread.is_alive():
             show_last(view, camera)
 
-
+# %% ../../nbs/live/50_watch.ipynb #0f67fba9
 def show_last(view: View, camera: Camera) -> None:
     "Show the last state, and leave it."
     snapshot = camera.take()

@@ -55,7 +55,7 @@ def looks_answer(facts: Facts) -> str:
     again = "" if len(looks) == 1 else " More than one look makes the test score optimistic; say so in the paper."
     return f"{counted(len(looks), 'time')} ({when}). The search has no test labels.{again}"
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #5527d08d
 def variance_answer(facts: Facts) -> str:
     "Return over what the reported scores vary."
     refits = {role: len(epochs) for role, epochs in facts.refits.items()}
@@ -77,7 +77,7 @@ def hashes_answer(facts: Facts) -> str:
     hashes = facts.manifest["hashes"]
     return f"sha256 of {listed([f'the {name} {str(value)[:12]}' for name, value in hashes.items()])}; see below for access."
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #c086af79
 def changes_answer(facts: Facts) -> str:
     "Return whether settings were changed during the search."
     changed = facts.manifest.get("changed", [])
@@ -105,7 +105,7 @@ def _baselines(facts: Facts) -> str:
     overall = facts.tables.get("overall")
     return "" if overall is None else f"{listed([name for name in overall.model.drop_duplicates() if name not in OWN])}."
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #a725c123
 OWN = ("winner", "ensemble")
 YOURS = "to be answered by you"
 QUESTIONS: dict[str, list[Item]] = {

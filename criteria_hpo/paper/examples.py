@@ -33,7 +33,7 @@ def _scored(names: tuple[str, ...], first: str, metrics: list[str]) -> pd.DataFr
     rows = [(name, metric, at, at - 0.1, at + 0.1) for metric in metrics for name, at in level.items()]
     return pd.DataFrame(rows, columns=[first, "metric", "estimate", "low", "high"]).assign(over="groups and seeds")
 
-
+# %% ../../nbs/paper/20_examples.ipynb #5195bce8
 def example_tables(metric: str) -> dict[str, pd.DataFrame]:
     "Return tables of a test, as an evaluation writes them."
     others = list(enumerate(MODELS[1:], start=1))
@@ -72,7 +72,7 @@ def store_evaluated(cfg: Config, seeds: int = 2, test: bool = True) -> None:
     write_atomic(folder / SELECTION, json.dumps({"trials": 4, "search": 0.7, "corrected": 0.65, "low": 0.55, "high": 0.75}))
     open_storage(storage_url(cfg)).remove_session()
 
-
+# %% ../../nbs/paper/20_examples.ipynb #80ccd782
 def _scored_models(cfg: Config) -> dict[str, Any]:
     "Return refits and decisions, as an evaluation stores them."
     chosen = {"pairs": 2698, "positives": 1446, "groups": 110}

@@ -127,7 +127,7 @@ def confirming_study(cfg: Config) -> optuna.Study:
     own = cfg.hpo.model_copy(update={"study_name": confirmation_name(cfg), "storage": storage_url(cfg)})
     return stored_study(cfg.model_copy(update={"hpo": own}))
 
-
+# %% ../../nbs/paper/10_facts.ipynb #a173e140
 def read_facts(cfg: Config) -> Facts:
     "Return the facts of a study. Raises a `StudyError` of one line for one that was not searched or not evaluated."
     search, folder = stored_study(cfg), study_dir(cfg)

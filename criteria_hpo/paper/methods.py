@@ -42,7 +42,7 @@ def parts_of(facts: Facts) -> dict[str, dict[str, Any]]:
     rows = {} if table is None else {row.pop("part"): row for row in table.to_dict("records")}
     return {part: sizes for part, sizes in (stored | rows).items() if sizes.get("pairs")}
 
-
+# %% ../../nbs/paper/40_methods.ipynb #3c703c1a
 def data_sentences(facts: Facts) -> list[str]:
     "Return what was classified, and how large each part is."
     parts, data = parts_of(facts), facts.config["data"]
@@ -75,7 +75,7 @@ def model_sentence(facts: Facts) -> str:
         f"and scored by an encoder ({encoder_name(facts.config)}{size}{layers}) with one logit as output.{head}"
     )
 
-
+# %% ../../nbs/paper/40_methods.ipynb #a3f0ace2
 def _in_words(facts: Facts, name: str, value: Any) -> str:
     "Return a setting's value, or what was searched."
     found = {dimension.name: range_of(dimension) for dimension in searched(facts.config)}
@@ -115,7 +115,7 @@ def training_sentence(facts: Facts) -> str:
         f"{where}."
     )
 
-
+# %% ../../nbs/paper/40_methods.ipynb #bbaad52c
 def augmentation_sentences(facts: Facts) -> list[str]:
     "Return how posts were reworded; nothing without augmentation."
     augmentation, default = facts.config["augmentation"], facts.config["hpo"]["default_setting"]
@@ -161,7 +161,7 @@ def space_sentence(facts: Facts) -> str:
         f"The default setting was the first trial.{warm}"
     )
 
-
+# %% ../../nbs/paper/40_methods.ipynb #6c351c8f
 def _short(dimension: Any) -> str:
     "Return values and a logarithmic scale."
     found = range_of(dimension)
@@ -185,7 +185,7 @@ def objective_sentence(facts: Facts) -> str:
     mean, crossed = ("", "on ") if facts.folds == 1 else ("mean ", "in cross-validation on ")
     return f"Each of {counted(n, 'trial')} was scored by its {mean}{title}{decided} {crossed}{folds}{failed}."
 
-
+# %% ../../nbs/paper/40_methods.ipynb #382d4318
 def pruning_sentence(facts: Facts) -> str:
     "Return the rules that stopped trials, how many, and what that saved."
     pruner, cost = facts.config["hpo"]["pruner"], facts.cost.set_index("stage").loc["search"]
@@ -223,7 +223,7 @@ def confirmation_sentence(facts: Facts) -> str:
     again = f"trained again with {counted(facts.seeds, 'new seed')} on folds cut anew"
     return f"Because the best of many scores is partly luck, the {which} {again}{end}."
 
-
+# %% ../../nbs/paper/40_methods.ipynb #ee4c7dba
 def decision_sentence(facts: Facts) -> str:
     "Return how probabilities were calibrated and decided."
     winner = facts.scored.get("models", {}).get("winner")
@@ -257,7 +257,7 @@ def refit_sentence(facts: Facts) -> str:
     data = f"{were} then trained on all search data with {counted(n, 'seed')}{each}"
     return f"{who} {data} for {length}, the median of the best epochs in the confirmation."
 
-
+# %% ../../nbs/paper/40_methods.ipynb #da58ab06
 def test_sentence(facts: Facts) -> str:
     "Return how often the test was opened, and against what the winner stood."
     looks, overall = len(facts.manifest.get("test_looks", [])), facts.tables.get("overall")
@@ -269,7 +269,7 @@ def test_sentence(facts: Facts) -> str:
     also = f"; baselines are {listed(names)}" if names else ""
     return f"The test labels were opened {seen}, after all choices{also}."
 
-
+# %% ../../nbs/paper/40_methods.ipynb #e50e23d3
 def statistics_sentence(facts: Facts) -> str:
     "Return intervals and tests."
     overall, compared = facts.tables.get("overall"), facts.tables.get("differences")

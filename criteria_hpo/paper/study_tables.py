@@ -57,7 +57,7 @@ def wide(table: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
     grid = table.assign(cell=cells).pivot(index=row, columns=column, values="cell").fillna("")
     return grid.loc[table[row].drop_duplicates(), table[column].drop_duplicates()].rename_axis(columns=None).reset_index()
 
-
+# %% ../../nbs/paper/30_study_tables.ipynb #6469a6e7
 def four_table(facts: Facts) -> Table:
     "Return search, corrected, confirmed and test score of winner, default setting, and best trial of the search."
     four, best, found = facts.tables["four_scores"], facts.manifest["best"], facts.selection
@@ -95,7 +95,7 @@ def score_tables(facts: Facts) -> dict[str, Table]:
         found[f"test_{name}"] = Table(f"Scores of {name} on the test pairs, with 95 % intervals.", part, shown)
     return found
 
-
+# %% ../../nbs/paper/30_study_tables.ipynb #4a3513b9
 def part_tables(facts: Facts) -> dict[str, Table]:
     "Return the winner's scores per criterion, on the study's metric, F1 and recall, and averaged over posts."
     found, metric = {}, facts.config["hpo"]["metric"]
@@ -146,7 +146,7 @@ def range_of(dimension: Dimension) -> dict[str, str]:
     low, high = map(format_value, bounds(d))
     return {"values": f"{low} to {high}", "scale": "logarithmic" if d.log else "linear"}
 
-
+# %% ../../nbs/paper/30_study_tables.ipynb #4f7068fb
 def space_table(facts: Facts) -> Table:
     "Return the searched parameters with values, scale and condition."
     rows = []
@@ -157,7 +157,7 @@ def space_table(facts: Facts) -> Table:
     table = table if (table["only if"] != "").any() else table.drop(columns="only if")
     return Table("The search space.", table, table)
 
-
+# %% ../../nbs/paper/30_study_tables.ipynb #a34c9207
 def settings_table(facts: Facts) -> Table:
     "Return each parameter of the winner beside the default; options that neither defines are left out."
     default, winner = HParams(**facts.config["hpo"]["default_setting"]), facts.winner

@@ -41,7 +41,7 @@ def _float(kind: str, name: str, body: str, caption: str) -> str:
     first, second = (label, body) if kind == "table" else (body, label)
     return f"\\begin{{{kind}}}[htbp]\n\\centering\n{first}\n{second}\n\\end{{{kind}}}\n"
 
-
+# %% ../../nbs/paper/70_write_paper.ipynb #625fa7f7
 def preview(tables: dict[str, Table], figures: Iterable[str]) -> str:
     "Return a LaTeX document with the paragraph, the tables of at most `MOST_ROWS` rows, and the figures."
     short = {name: table for name, table in tables.items() if len(table.shown) <= MOST_ROWS}
@@ -68,7 +68,7 @@ class Paper:
         made = f"{len(self.tables)} tables, {len(self.figures)} figures, methods"
         return f"For a paper: {self.folder} ({made}; checklist with {open_ones} questions for you)"
 
-
+# %% ../../nbs/paper/70_write_paper.ipynb #6277b35b
 def write_paper(cfg: Config) -> Paper:
     "Write `paper/` of an evaluated study. Raises a `StudyError` of one line if it is not evaluated, or cannot be written."
     facts, study, folder = read_facts(cfg), stored_study(cfg), study_dir(cfg) / "paper"

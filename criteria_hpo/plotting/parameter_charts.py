@@ -35,7 +35,7 @@ def _importance_marks(
     texts = Texts(np.array(shares) + high + room, places, words)
     return [Bars(shares, places, colour, name, 0.62, reach=(low, high)), texts], tuple(zip(places.tolist(), labels))
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #50585258
 def importances_chart(study: optuna.Study) -> Chart:
     "Return the share of each parameter in what decided the score, with an interval of about 80 %."
     table, n, names = importance_table(study).iloc[::-1], len(complete_trials(study)), set(varied(study))
@@ -74,13 +74,13 @@ def spread_out(places: np.ndarray, scale: Scale) -> np.ndarray:
     steps = np.arange(len(places)) * 0.618034 % 1.0  # the golden ratio fills the interval evenly, at any number of trials
     return places + 0.5 * (steps - 0.5) if scale.choices else places
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #e2942366
 def ordered_parameters(study: optuna.Study) -> list[str]:
     "Return the parameters that vary, those of all trials first, each group by importance."
     names = set(varied(study))
     return [name for name in map(str, importance_table(study).index) if name in names]
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #63d17a69
 def slice_chart(study: optuna.Study) -> Chart:
     "Return the score against each parameter that varies, and where the best trial stands."
     trials, names = complete_trials(study), ordered_parameters(study)
@@ -128,7 +128,7 @@ def _axis_marks(at: int, labels: list[tuple[float, str]], lacking: bool) -> list
     places, words = zip(*labels)
     return [Line([at, at], [0.0, 1.0], "soft", width=1), Texts([at] * len(places), places, words)]
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #19b00bb6
 def parallel_coordinate_chart(study: optuna.Study) -> Chart:
     "Return one line per trial of the best tenth through its score and parameters."
     best, names = best_tenth(study), ordered_parameters(study)
@@ -178,14 +178,14 @@ def _grid(scale: Scale) -> tuple[np.ndarray, np.ndarray]:
         places = np.linspace(scale.low, scale.high, N_CELLS)
     return places, scale.unit(places)
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #8a94f7a6
 def _pairs(study: optuna.Study) -> list[tuple[Scale, Scale]]:
     "Return the scales of the pairs of the most important parameters."
     trials = complete_trials(study)
     scales = [scale_of(name, trials) for name in ordered_parameters(study)[:N_PAIRED]]
     return list(combinations(scales, 2))
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #081c3be3
 def contour_chart(study: optuna.Study) -> Chart:
     "Return the smoothed score over pairs of parameters, with the best trial."
     trials, best, surfaces = complete_trials(study), study.best_trial, []

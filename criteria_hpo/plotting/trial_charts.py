@@ -32,7 +32,7 @@ def _so_far(study: optuna.Study) -> tuple[list[int], list[float]]:
     best = (np.maximum if is_maximised(study) else np.minimum).accumulate([float(trial.value or 0.0) for trial in trials])
     return [trial.number for trial in trials], best.tolist()
 
-
+# %% ../../nbs/plotting/30_trial_charts.ipynb #a6f69427
 def history_chart(study: optuna.Study) -> Chart:
     "Return the score of each trial by its number, with the best so far."
     trials, marks = study.get_trials(deepcopy=False), list[Mark]()
@@ -71,7 +71,7 @@ def _joined(trials: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
         y += [*(trial.intermediate_values[step] for step in steps), np.nan]
     return np.array(x, dtype=float), np.array(y, dtype=float)
 
-
+# %% ../../nbs/plotting/30_trial_charts.ipynb #94d5b489
 def intermediate_values_chart(study: optuna.Study) -> Chart:
     "Return the running mean of each trial by fold (or step), by state, with the best trial on top."
     reported = [trial for trial in study.get_trials(deepcopy=False) if trial.intermediate_values]
@@ -111,7 +111,7 @@ def _by_rule(trials: list[FrozenTrial], n_folds: int) -> dict[str, tuple[int, in
         found[rule] = trained + folds_of(trial), saved + max(0, n_folds - folds_of(trial)) * stopped
     return found
 
-
+# %% ../../nbs/plotting/30_trial_charts.ipynb #7515a4c7
 def savings_chart(study: optuna.Study) -> Chart:
     "Return how many folds trials had when they ended, and the folds that each rule of pruning saved."
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]

@@ -54,7 +54,7 @@ def command(text: str) -> str:
     "Return a command to copy."
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
-
+# %% ../../nbs/reporting/10_markup.ipynb #b3e2b2fd
 def headline(facts: Sequence[tuple[str, str]]) -> str:
     "Return the few numbers at the top: value and what it is."
     return '<ul class="big">' + "".join(f"<li><b>{escape(value)}</b>{escape(what)}</li>" for value, what in facts) + "</ul>"

@@ -65,7 +65,7 @@ def _bound(value: float) -> str:
     "Return a bound as an override."
     return format_value(float(f"{value:.2g}")).replace(",", "")
 
-
+# %% ../../nbs/reporting/30_next_steps.ipynb #a5cbabb1
 def next_steps(study: optuna.Study, manifest: dict[str, Any], folder: Path) -> list[Step]:
     "Return what to do after a search, most useful first; `folder`: of the study."
     complete, asked, name = complete_trials(study), int(manifest["config"]["n_trials"]), study.study_name

@@ -48,7 +48,7 @@ def stored_json(path: Path) -> dict[str, Any]:
         return {}
     return found if isinstance(found, dict) else {}
 
-
+# %% ../../nbs/reporting/40_study_report.ipynb #c9b5a00f
 def _luck(folder: Path) -> str:
     "Return the corrected score and the settings that might as well have won."
     stored = stored_json(folder / SELECTION)
@@ -77,7 +77,7 @@ def _asked(manifest: dict[str, Any], folder: Path) -> str:
     asked = table_html(asked_table(manifest), "The study") + table_html(space_table(manifest), "The searched parameters")
     return section("asked", "What was asked", asked, picture_html(folder / "plots" / "data.png"))
 
-
+# %% ../../nbs/reporting/40_study_report.ipynb #31686f84
 def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
     "Return the best trials, the luck in them, and the evaluation."
     folds, parts = Ledger(storage_url(cfg), study.study_name).folds(), list[str]()
@@ -94,7 +94,7 @@ def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
         )
     return section("found", "What was found", *parts, _luck(folder), _evaluated(folder, metric_name(study)))
 
-
+# %% ../../nbs/reporting/40_study_report.ipynb #ae9c9733
 def _costs(cfg: Config, study: optuna.Study) -> str:
     "Return what the search cost."
     costs = costs_by_reason(study, Ledger(storage_url(cfg), study.study_name), folds_of_trials(study))
@@ -144,7 +144,7 @@ def _headline(study: optuna.Study, folder: Path) -> str:
     facts.append((format_seconds(seconds_passed(trials)), "of search"))
     return headline(facts)
 
-
+# %% ../../nbs/reporting/40_study_report.ipynb #d1fa4679
 def report_html(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | None = None) -> str:
     "Return the report of a study as a page of its own; `charts`: those of `study_charts`, drawn here by default."
     folder, made = study_dir(cfg), study_charts(study)[0] if charts is None else charts
@@ -163,7 +163,7 @@ def report_html(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | Non
     library = f"<script>{embedded_library()}</script>"
     return document(f"Study {study.study_name}", f"{top}\n<main>\n{''.join(parts.values())}</main>", library, POLICY)
 
-
+# %% ../../nbs/reporting/40_study_report.ipynb #ff58c8ae
 def write_report(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | None = None) -> Path:
     "Write `report.html` into the study's folder and return its path. Raises a `StudyError` where it cannot be written."
     path = make_study_dir(cfg) / "report.html"

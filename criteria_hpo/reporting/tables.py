@@ -51,7 +51,7 @@ def asked_table(manifest: dict[str, Any]) -> pd.DataFrame:
     }
     return pd.DataFrame({"": rows.keys(), "value": rows.values()})
 
-
+# %% ../../nbs/reporting/20_tables.ipynb #9f29743d
 def space_table(manifest: dict[str, Any]) -> pd.DataFrame:
     "Return the searched parameters: their range or choices, their default, and whether they are conditional."
     config, rows = manifest["config"]["hpo"], []
@@ -112,7 +112,7 @@ def evaluation_tables(folder: Path, metric: str) -> dict[str, pd.DataFrame]:
         tables[f"Test posts: {in_words(metric)} of the winner minus that of each other model"] = own
     return {caption: table for caption, table in tables.items() if len(table)}
 
-
+# %% ../../nbs/reporting/20_tables.ipynb #b1f4d2e4
 def four_scores_chart(table: pd.DataFrame, metric: str) -> Chart:
     "Return the four scores of winner and default with their intervals."
     kinds, marks = list(table.score.drop_duplicates()), []

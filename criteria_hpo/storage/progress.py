@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['Running', 'Progress', 'Sums', 'running_slot', 'ProgressReader', 'read_progress', 'describe', 'progress_now',
-           'open_bar']
+           'log_progress', 'has_finished_trial', 'open_bar']
 
 # %% ../../nbs/storage/80_progress.ipynb #282227ac
 import copy
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from tqdm.auto import tqdm
 
+from ..config.schema import Config
 from ..core.bars import make_bar
-from ..core.errors import StudyError
-from ..core.processes import Owner
-from ..search.time_left import WINDOW, Spent, TimeLeft, left_text, time_left
+from ..core.errors import StudyError, logger
+from ..core.processes import Owner, this_process
+from ..search.time_left import WINDOW, Spent, TimeLeft, left_text, time_left, unpruned_slots
+from .leases import Lease
 from .ledger_tables import LedgerReader
 from .retries import without_retries
 
@@ -168,6 +171,26 @@ def progress_now(reader: ProgressReader) -> Progress | None:
     with suppress(StudyError), without_retries():
         return reader.read()
     return None
+
+# %% ../../nbs/storage/80_progress.ipynb #93f5cd5f
+def log_progress(cfg: Config, ledger: LedgerReader) -> Callable[[Lease], None]:
+    "Return the function that a worker calls after each trial; logs the progress after the last slot of each tenth of a study."
+    reader = ProgressReader(ledger, cfg.n_trials, cfg.folds_per_trial, unpruned_slots(cfg.hpo.pruner.model_dump(), cfg.n_trials))
+
+    def log(lease: Lease) -> None:
+        if (lease.slot + 1) % max(cfg.n_trials // 10, 1) == 0:
+            with suppress(StudyError), without_retries():
+                logger.info("Progress: %s", describe(reader.read(), cfg.folds_per_trial))
+
+    return log
+
+# %% ../../nbs/storage/80_progress.ipynb #ec061b0c
+def has_finished_trial(ledger: LedgerReader, pid: int) -> bool:
+    "Return whether a process of this machine has completed or pruned a trial; False if the database does not answer at once."
+    with suppress(StudyError), without_retries():
+        owners = [(slot.boot, slot.pid) for slot in ledger.slots() if slot.outcome in ("COMPLETE", "PRUNED")]
+        return (this_process().boot, pid) in owners
+    return False
 
 # %% ../../nbs/storage/80_progress.ipynb #16775c2a
 def open_bar(done: float) -> tqdm:
