@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "training.precision=fp8": ("training.precision=fp8", "auto", "fp32", "bf16"),
     "data=null": ("data=null: must be one of demo, groundtruth, pairs",),
     "hpo=null": ("hpo=null: must be one of optuna",),
-    "preset=null": ("preset=null: must be one of demo, smoke, study",),
+    "preset=null": ("preset=null: must be one of demo, gallery, smoke, study",),
     "data=[1]": ("data=[1]: must be one of demo",),
     "hpo={a: 1}": ("hpo={a: 1}: must be one of optuna",),
     # wrong types

@@ -14,12 +14,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from matplotlib import patheffects, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from .charts import Axis, Bars, Cells, Chart, Line, Points, Texts
 from .palette import LIGHT, N_SHADES
