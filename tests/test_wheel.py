@@ -71,7 +71,7 @@ def test_command_runs_from_another_folder(venv: Path, places: Path, tmp_path: Pa
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     studies = places / ODD if "data=pairs" in words else tmp_path / "studies"
-    left = {"manifest.json", "plots", "selection.json", "study.db", "study.db.lock", "study.log"}
+    left = {"log.jsonl", "manifest.json", "plots", "report.html", "selection.json", "study.db", "study.db.lock", "study.log"}
     assert {path.name for path in (studies / "study").iterdir()} == left
 
 

@@ -9,13 +9,15 @@ __all__ = ['CELL', 'BAR', 'html_of', 'text_of', 'NotebookView', 'make_view']
 import os
 import sys
 from html import escape
-
-from IPython.display import DisplayHandle
+from typing import TYPE_CHECKING
 
 from ..core.bars import is_redrawn
 from ..core.processes import LAUNCHED
 from .snapshot import Snapshot, clock_text, rows_of
 from .terminal import View, terminal_view
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 # %% ../../nbs/live/40_notebook_view.ipynb #6ec725a8
 CELL = "border:0;padding:1px 14px 1px 0;text-align:left;vertical-align:top;background:none"
@@ -54,6 +56,8 @@ class NotebookView:
 
     def show(self, snapshot: Snapshot) -> None:
         "Show the state in place of the last one."
+        from IPython.display import DisplayHandle  # takes half a second, which a search on the command line need not wait
+
         content = {"text/html": html_of(snapshot), "text/plain": text_of(snapshot)}
         if self.handle is None:
             self.handle = DisplayHandle()
