@@ -79,7 +79,7 @@ def data_chart(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> Cha
         Panel(Axis("share of positives"), Axis(ticks=ticks), (right, mean), titles[1]),
     )
     rarest = f"by criterion {balance.share.min():.1%} to {balance.share.max():.1%}"
-    return Chart("Data", f"{titles[0]}. {titles[1]}, {rarest}.", panels, 2, max(320, 60 + 22 * min(len(balance), 40)))
+    return Chart("Data", f"{titles[0]}. {titles[1]}, {rarest}.", panels, 2, max(320, 60 + 22 * len(balance)) if named else 380)
 
 # %% ../../nbs/data/50_profile.ipynb #89745226
 def near_copies(*parts: pd.DataFrame, at_least: float = 0.8) -> pd.DataFrame:

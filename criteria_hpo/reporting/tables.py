@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from ..core.formatting import format_value
+from ..core.formatting import counted, format_value
 from ..drawing.charts import Axis, Chart, Panel, Points, in_words
 from ..plotting.plot_data import complete_trials, is_maximised, score_title
 
@@ -41,7 +41,7 @@ def asked_table(manifest: dict[str, Any]) -> pd.DataFrame:
         ),
         "trials": f"{config['n_trials']:,} asked, sampler {config['hpo']['sampler']['type']}, {rule}",
         "seed": str(manifest["seed"]),
-        "machine": f"{machine['cpu_count']} cores ({machine['machine']}), {gpus}, {manifest['threads']} threads",
+        "machine": f"{machine['cpu_count']} cores ({machine['machine']}), {gpus}, {counted(manifest['threads'], 'thread')}",
         "software": ", ".join(
             f"{name} {version}"
             for name, version in manifest["packages"].items()
@@ -57,7 +57,9 @@ def space_table(manifest: dict[str, Any]) -> pd.DataFrame:
     config, rows = manifest["config"]["hpo"], []
     for name, about in config["search_space"].items():
         choices = about.get("choices")
-        if choices is not None and len(choices) < 2:
+        needed = (about.get("condition") or {}).items()
+        unreachable = any(value not in config["search_space"][parent].get("choices", [value]) for parent, value in needed)
+        if unreachable or (choices is not None and len(choices) < 2):
             continue
         span = (
             ", ".join(map(str, choices))
