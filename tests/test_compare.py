@@ -5,6 +5,7 @@ import json
 import math
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from criteria_hpo import cli
 from criteria_hpo.comparing.compare import compare
 from criteria_hpo.comparing.examples import store_confirmation, store_examples, store_search
+from criteria_hpo.comparing.sources import Source, seed_groups
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.storage.ledger import Ledger
@@ -140,3 +142,16 @@ def test_mistakes_are_one_line(studies: Path, capfd: pytest.CaptureFixture, name
     out, err = capfd.readouterr()
     (line,) = err.strip().splitlines()
     assert out == "" and message in line and not (studies / "augmentet").exists()
+
+
+def test_the_same_file_is_the_same_data_wherever_the_test_is_cut() -> None:
+    """Locked labels change `hashes.data`, so seeds of one file are recognised by the hash of the file."""
+
+    def source(seed: int, file: str, max_groups: int | None = None) -> Source:
+        identity = {"seed": seed, "data": {"name": "pairs", "max_groups": max_groups}, "hashes": {"data": f"cut by {seed}"}}
+        counts = {"dev": {"pairs": 500 + seed}, "test": {"pairs": 156 - seed}}
+        attrs = {"identity": identity, "n_trials": 20, "counts": counts, "files": {"data.path": file}}
+        return Source(f"s{seed}", None, SimpleNamespace(user_attrs=attrs), None)
+
+    assert [len(group) for group in seed_groups([source(1, "a"), source(2, "a"), source(3, "b")])] == [2, 1]
+    assert [len(group) for group in seed_groups([source(1, "a", 80), source(2, "a", 80)])] == [1, 1]

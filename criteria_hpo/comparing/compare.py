@@ -80,7 +80,7 @@ def paired_sentence(row: dict[str, Any], metric: str, comparisons: int) -> str:
 def sentences(sources: list[Source], paired: pd.DataFrame, lines: list[str], metric: str) -> list[str]:
     "Return what the comparison shows and what it cannot show, one line each."
     found = [paired_sentence(row, metric, len(paired)) for row in paired.to_dict("records")] + seeds_apart(sources)
-    if len({source.identity["hashes"].get("data") for source in sources}) > 1:
+    if len({source.data for source in sources}) > 1:
         found.append("The studies have different data (hashes.data): neither their curves nor their scores can be compared.")
     elif len({source.identity["hashes"].get("split") for source in sources}) > 1:
         found.append("The studies have different test posts (hashes.split): their test scores cannot be compared.")

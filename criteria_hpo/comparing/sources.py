@@ -40,6 +40,16 @@ class Source:
         "All settings and hashes that determine the study's scores."
         return dict(self.study.user_attrs["identity"])
 
+    @property
+    def data(self) -> str:
+        "What its pairs are, wherever the test was cut: `hashes.data` also changes with the posts whose labels are locked."
+        data, about = self.identity["data"], self.study.user_attrs
+        drawn, counts = data.get("max_groups") or data.get("positive_rate"), about.get("counts")
+        if drawn or not counts:
+            return str(self.identity["hashes"].get("data"))
+        pairs = sum(part["pairs"] for part in counts.values())
+        return json.dumps([data["name"], pairs, about.get("files")], sort_keys=True)
+
     @cached_property
     def ended(self) -> list[FrozenTrial]:
         "The complete and the pruned trials in the order in which they ended."
@@ -89,27 +99,26 @@ def differing_settings(sources: list[Source]) -> pd.DataFrame:
     return shown.rename_axis("setting").reset_index()
 
 # %% ../../nbs/comparing/30_sources.ipynb #e4a88513
-def _same_but_seed(sources: list[Source], *hashes: str) -> list[list[Source]]:
-    "Return the studies in groups that differ in nothing but their seed and the hashes that are not among `hashes`."
+def _same_but_seed(sources: list[Source], same_data: bool) -> list[list[Source]]:
+    "Return the studies in groups that differ in nothing but their seed and cuts, and if not `same_data` in their pairs."
     groups: dict[str, list[Source]] = {}
     for source in sources:
         same = {name: value for name, value in source.identity.items() if name not in ("seed", "hashes")}
-        kept = [source.identity["hashes"].get(name) for name in hashes]
-        key = json.dumps([same, kept, source.study.user_attrs["n_trials"]], sort_keys=True)
+        key = json.dumps([same, source.data if same_data else None, source.study.user_attrs["n_trials"]], sort_keys=True)
         groups.setdefault(key, []).append(source)
     return list(groups.values())
 
 
 def seed_groups(sources: list[Source]) -> list[list[Source]]:
     "Return the studies in groups that differ in nothing but their seed; all of a group have the same data."
-    return _same_but_seed(sources, "data")
+    return _same_but_seed(sources, same_data=True)
 
 # %% ../../nbs/comparing/30_sources.ipynb #167f9036
 def seeds_apart(sources: list[Source]) -> list[str]:
     "Return one line for each group of seeds that would be one search if they had the same data."
     lines = []
-    for group in _same_but_seed(sources):
-        if len({source.identity["hashes"].get("data") for source in group}) > 1:
+    for group in _same_but_seed(sources, same_data=False):
+        if len({source.data for source in group}) > 1:
             data = group[0].identity["data"]
             drawn = next((name for name in ("max_groups", "positive_rate") if data.get(name)), None)
             fix = f"data.{drawn} draws a part for each seed; write one part to a file and search that"

@@ -105,7 +105,7 @@ CUT_BY = {
     "numbers of folds (data.n_folds)": ("data", "n_folds"),
     "seeds (seed)": ("seed",),
 }
-SCORED_BY = {"data (hashes.data)": ("hashes", "data"), "thresholds of their metric (objective)": ("objective",)}
+SCORED_BY = {"test posts or data (hashes.data)": ("hashes", "data"), "thresholds of their metric (objective)": ("objective",)}
 
 
 def unlike(first: Source, second: Source, places: Mapping[str, tuple[str, ...]]) -> str:
