@@ -6,7 +6,6 @@
 __all__ = ['Facts', 'read_tables', 'count_weights', 'stage_cost', 'pruning_reasons', 'confirming_study', 'read_facts', 'searched']
 
 # %% ../../nbs/paper/10_facts.ipynb #187eae2c
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +22,7 @@ from ..config.paths import storage_url, study_dir
 from ..config.schema import Config
 from ..confirmation.settings import Candidate, confirmation_name
 from ..core.errors import StudyError
+from ..core.files import read_object
 from ..results.corrected import SELECTION
 from ..results.costs import costs_by_reason, short_reason
 from ..results.stored import stored_study
@@ -77,14 +77,6 @@ class Facts:
         return next((each for each in self.settings if each.name in names), None)
 
 # %% ../../nbs/paper/10_facts.ipynb #df7c2813
-def _json(path: Path) -> dict[str, Any]:
-    "Return the object in a file; {} if it cannot be read."
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     "Return the tables of `evaluation/`. Raises a `StudyError` if there are none."
     found = {path.stem: pd.read_csv(path) for path in sorted((folder / "evaluation").glob("*.csv")) if path.stat().st_size > 1}
@@ -131,15 +123,15 @@ def confirming_study(cfg: Config) -> optuna.Study:
 def read_facts(cfg: Config) -> Facts:
     "Return the facts of a study. Raises a `StudyError` of one line for one that was not searched or not evaluated."
     search, folder = stored_study(cfg), study_dir(cfg)
-    tables, manifest = read_tables(folder), _json(folder / "manifest.json")
+    tables, manifest = read_tables(folder), read_object(folder / "manifest.json")
     if not manifest:
         raise StudyError(f"{folder / 'manifest.json'}: cannot be read; run command=evaluate again")
-    confirmed, scored = confirming_study(cfg), _json(folder / "evaluation.json")
+    confirmed, scored = confirming_study(cfg), read_object(folder / "evaluation.json")
     facts = Facts(
         manifest=manifest,
         tables=tables,
         scored={"key": scored.get("key", {}), "models": {k: m | {"probs": []} for k, m in scored.get("models", {}).items()}},
-        selection={name: value for name, value in _json(folder / SELECTION).items() if name != "lines"},
+        selection={name: value for name, value in read_object(folder / SELECTION).items() if name != "lines"},
         settings=[Candidate.from_json(each) for each in confirmed.user_attrs.get("settings", [])],
         seeds=len({seed for _, seed in confirmed.user_attrs.get("pairs", {}).values()}),
         weights=count_weights(next(iter(sorted((folder / "refits").glob("*/seed*"))), folder)),

@@ -66,7 +66,7 @@ def space_table(manifest: dict[str, Any]) -> pd.DataFrame:
             if choices
             else f"{format_value(float(about['low']))} to {format_value(float(about['high']))}"
         )
-        only = ", ".join(f"{in_words(other)} is {value}" for other, value in (about.get("condition") or {}).items())
+        only = ", ".join(f"{in_words(other)} is {value}" for other, value in needed)
         default = config["default_setting"].get(name)
         scale = "choice" if choices else "log" if about["type"].startswith("log") else "linear"
         rows.append((in_words(name), span, scale, "" if default is None else str(format_value(default)), only))
@@ -116,10 +116,10 @@ def evaluation_tables(folder: Path, metric: str) -> dict[str, pd.DataFrame]:
 
 # %% ../../nbs/reporting/20_tables.ipynb #b1f4d2e4
 def four_scores_chart(table: pd.DataFrame, metric: str) -> Chart:
-    "Return the four scores of winner and default with their intervals."
+    "Return the four scores of winner, default and, if it is another setting, the best of the search, with their intervals."
     kinds, marks = list(table.score.drop_duplicates()), []
     for colour, shape, shift, (model, rows) in zip(
-        ("best", "complete"), ("diamond", "circle"), (-0.08, 0.08), table.groupby("model", sort=False)
+        ("best", "complete", "pruned"), ("diamond", "circle", "circle"), (-0.08, 0.08, 0.0), table.groupby("model", sort=False)
     ):
         at = np.array([kinds.index(kind) + shift for kind in rows.score])
         reach = (rows.estimate - rows.low).fillna(0).to_numpy(), (rows.high - rows.estimate).fillna(0).to_numpy()
