@@ -134,7 +134,7 @@ class Result:
     def text(self) -> str:
         "The result as plain text."
         first = {"Confirmed on folds cut anew": self.confirmed.round(4), "Four scores": self.four.round(3)}
-        parts = [f"{title}\n{table.to_string()}" for title, table in first.items()]
+        parts = [f"{title}\n{table.to_string(na_rep='')}" for title, table in first.items()]
         if "overall" in self.tables:
             of_winner = self.tables["differences"].query("metric == @self.metric").round(3)
             parts.append(results_text(self.shown.T, of_winner, []).strip())

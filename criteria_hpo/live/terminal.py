@@ -46,7 +46,7 @@ def block(snapshot: Snapshot) -> Group:
     for label, text in rows_of(snapshot).items():
         facts.add_row(label, Text(text, style="bold" if label == "best" else ""))
     bar = Table.grid(expand=True)  # a bar alone does not end its line
-    bar.add_row(ProgressBar(total=1.0, completed=progress.share))
+    bar.add_row(ProgressBar(1.0, progress.share, style="dim", complete_style="cyan", finished_style="green"))
     return Group(head, bar, facts)
 
 # %% ../../nbs/live/30_terminal.ipynb #7e595fbc

@@ -186,9 +186,11 @@ def correct_study(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Co
 
 # %% ../../nbs/results/45_corrected.ipynb #9a0d5325
 def correction_text(winners: pd.DataFrame, lines: list[str]) -> str:
-    "Return table and sentences as plain text."
-    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).to_string() + "\n" if len(winners) else ""
-    return shown + "\n".join(lines)
+    "Return the sentences, then the table, as plain text."
+    if winners.empty:
+        return "\n".join(lines)
+    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).reset_index()
+    return "\n".join([*lines, "", "The settings that win the draws:", shown.to_string(index=False)])
 
 
 def stored_correction(cfg: Config, study: optuna.Study) -> str:
@@ -199,5 +201,5 @@ def stored_correction(cfg: Config, study: optuna.Study) -> str:
     except (OSError, ValueError, KeyError):
         return "The search's score was not corrected for luck yet; command=hpo does it once the study has ended."
     now = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-    newer = f"\nThis is of {trials:,} trials; the study has {now:,} now." if now != trials else ""
-    return correction_text(winners.set_index("trial") if len(winners) else winners, lines) + newer
+    newer = [f"This is of {trials:,} trials; the study has {now:,} now."] * (now != trials)
+    return correction_text(winners.set_index("trial") if len(winners) else winners, [*lines, *newer])

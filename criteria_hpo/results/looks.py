@@ -63,7 +63,7 @@ def count_look(cfg: Config, study: optuna.Study, trial: int | None, models: str 
 # %% ../../nbs/results/20_looks.ipynb #9717b649
 def results_text(table: pd.DataFrame, differences: pd.DataFrame, sentences: Sequence[str]) -> str:
     "Return the test table, the paired differences and the sentences as plain text; empty tables are left out."
-    tables = [part.to_string() for part in (table, differences) if len(part)]
+    tables = [part.to_string(index=part is table) for part in (table, differences) if len(part)]
     return "\n\n".join([*tables, "\n".join(sentences)])
 
 # %% ../../nbs/results/20_looks.ipynb #177134c1
@@ -88,6 +88,6 @@ def stored_results(cfg: Config, study: optuna.Study) -> str:
         return f"{looks_line(study)} No result is stored; {TO_SCORE} the best trial on them."
     if hashes != study.user_attrs["identity"]["hashes"]:
         return f"{looks_line(study)} The stored result belongs to other data; {TO_SCORE} the best trial on them again."
-    best, counted = study.best_trial.number, looks_line(study) if looks_of(study) else ""
+    best, counted = study.best_trial.number, looks_line(study) if looks_of(study) and looks_line(study) not in text else ""
     newer = "" if before == best else f" The search has found a better one since, trial {best}; {TO_SCORE} it."
     return f"Results on the locked test posts, stored for {_setting(trial)}:\n{text}\n{counted}{newer}".rstrip()

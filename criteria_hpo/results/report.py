@@ -207,9 +207,9 @@ def study_summary(
         return "No trial has finished yet; run the same command again to resume, nothing is lost."
     cost, best, remark = pruning_savings(study, n_folds), best_trial(study), learning_remark(study, folds)
     found = _best_line(study, best) if best else "No trial is complete, so there is no best trial."
-    lines = [_trials_line(study), remark or found, _cost_line(cost, seconds_passed(trials), sum(map(seconds_spent, trials)))]
-    lines += filter(None, [forecast_line(study), BIASED if best and not remark else ""])
-    return "\n".join(lines)
+    spent = _cost_line(cost, seconds_passed(trials), sum(map(seconds_spent, trials)))
+    lines = [_trials_line(study), remark or found, BIASED if best and not remark else "", spent, forecast_line(study)]
+    return "\n".join(filter(None, lines))
 
 # %% ../../nbs/results/50_report.ipynb #bad48e88
 def variants_summary(study: optuna.Study) -> str:

@@ -18,7 +18,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError, did_you_mean
 from ..core.formatting import readable
 from ..plotting.plots import save_plots
-from .costs import costs_by_reason, costs_summary
+from .costs import costs_by_reason, costs_summary, readable_costs
 from .learning import learning_remark
 from .looks import stored_results
 from .report import best_overrides, best_table, best_trial, study_summary
@@ -116,7 +116,8 @@ def report_text(cfg: Config, study: optuna.Study) -> str:
     costs, folds = costs_by_reason(study, ledger, folds_of_trials(study)), ledger.folds()
     parts, best = [study_summary(study, folds=folds)], best_table(study)
     if len(costs) > 1:
-        parts.append(f"Costs (times in seconds)\n{costs_summary(costs)}\n\n{costs.to_string()}")
+        parts.append(f"Costs\n{costs_summary(costs)}")
+        parts.append(f"Spent, of what it would have been without pruning\n{readable_costs(costs).rename_axis(None).to_string()}")
     if len(best) and not learning_remark(study, folds):
         line = f"To train it again, use command=train with the settings of this study and append:\n{best_overrides(study)}"
         parts += [f"Best setting\n{readable(best).to_string()}", line]
