@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from criteria_hpo.core.figures import Figure
+from criteria_hpo.drawing.charts import Axis, Bars, Chart, Panel
 from criteria_hpo.plotting.plot_data import PLOTS
-from criteria_hpo.plotting.plots import save_figure, save_plots
+from criteria_hpo.plotting.plots import save_chart, save_plots
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -30,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         study.tell(trial, value)
     assert (save_plots(study, plots).note == "").all()
     figure = Figure({"data": [{"type": "bar", "y": [1, 2]}]})
-    save_figure(figure, b"", plots, "data")
+    save_chart(
+        Chart("Data", "1 and 2 pairs.", (Panel(Axis(), Axis("pairs"), (Bars([0, 1], [1, 2], upright=True),)),)), plots, "data"
+    )
     (plots / "naive.html").write_text(figure.to_html(include_plotlyjs="directory"))
     return plots
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'PARTS', 'Profiles', 'table_row', 'benchmark_table', 'quality_row', 'quality_table', 'Target',
-           'targets_table', 'save_runs', 'Point', 'ratio_points', 'ratios_figure', 'ratios_picture', 'profile_figure',
-           'profile_picture']
+           'targets_table', 'save_runs', 'Point', 'ratio_points', 'ratios_chart', 'profile_chart']
 
 # %% ../../nbs/benchmark/90_report.ipynb #902c24a6
 import json
@@ -16,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from plotly.graph_objects import Bar, Scatter
 from scipy import stats
 
 from .runs import BUILD_BEFORE, CROSS_ENCODER, ORIGINAL, OURS, SERIAL, TRAINER, Runs, ratios
-from ..core.figures import Figure
 from ..core.files import write_atomic
-from ..drawing.print import png_of, quiet_canvas
+from ..core.formatting import in_words
+from ..drawing.charts import Axis, Bars, Chart, Line, Panel, Points, Texts
 
 # %% ../../nbs/benchmark/90_report.ipynb #3578fb69
 def _median(results: Sequence[dict[str, Any]], value: str) -> float:
@@ -150,72 +147,53 @@ def ratio_points(tables: dict[str, pd.DataFrame]) -> list[Point]:
     "The contenders of all works that have a ratio, but this project itself, with their targets."
     goals = {(t.work, t.contender): t.value for t in TARGETS if t.column == "ratio"}
     return [
-        Point(f"{work}: {name}", row.ratio, row.low, row.high, goals.get((work, name)))
+        Point(f"{in_words(work)}: {name}", row.ratio, row.low, row.high, goals.get((work, name)))
         for work, table in tables.items()
         for name, row in table.iterrows()
         if name != OURS.name and "ratio" in row and not np.isnan(row.ratio)
     ]
 
 
-def ratios_figure(tables: dict[str, pd.DataFrame]) -> Figure:
-    "Return a plotly figure of the ratios."
+def ratios_chart(tables: dict[str, pd.DataFrame]) -> Chart:
+    "Return the times of the contenders as multiples of this project's, with their range over the rounds and their targets."
     points = ratio_points(tables)
-    bars = {"type": "data", "array": [p.high - p.ratio for p in points], "arrayminus": [p.ratio - p.low for p in points]}
-    labels = [p.label for p in points]
-    figure = Figure([Scatter(x=[p.ratio for p in points], y=labels, error_x=bars, mode="markers", name="measured")])
-    goals = [p for p in points if p.target]
-    marks = {"symbol": "line-ns-open", "size": 16, "color": "green"}
-    figure.add_trace(
-        Scatter(x=[p.target for p in goals], y=[p.label for p in goals], mode="markers", marker=marks, name="target")
+    x, at = np.array([p.ratio for p in points]), np.arange(len(points), dtype=float)
+    reach = x - np.array([p.low for p in points]), np.array([p.high for p in points]) - x
+    goals = [(p.target, float(row)) for row, p in enumerate(points) if p.target]
+    hover = [p.label for p in points]
+    marks = (
+        Line([1.0, 1.0], [-0.8, len(points) - 0.5], "running", "this project", dash=True),
+        Points(x, at, "complete", "measured", hover, size=9, reach=reach, along="x"),
+        Points([goal for goal, _ in goals], [row for _, row in goals], "pruned", "target", shape="tick", size=20),
+        Texts(x, at - 0.33, [f"{p.ratio:.2f}" for p in points]),
     )
-    figure.add_vline(x=1, line_dash="dot")
-    return figure.update_xaxes(type="log", title="time / time of this project").update_yaxes(autorange="reversed")
-
-
-def ratios_picture(tables: dict[str, pd.DataFrame]) -> bytes:
-    "Return the ratios as a PNG."
-    points = ratio_points(tables)
-    with quiet_canvas():
-        figure, axes = plt.subplots(figsize=(10, 1.2 + 0.4 * len(points)), layout="constrained")
-        for y, p in enumerate(points):
-            axes.errorbar(p.ratio, y, xerr=[[p.ratio - p.low], [p.high - p.ratio]], fmt="o", color="tab:blue", capsize=3)
-            axes.annotate(f"{p.ratio:.2f}", (p.ratio, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
-            if p.target:
-                axes.plot(p.target, y, "|", color="green", markersize=18, markeredgewidth=3)
-        axes.axvline(1, color="black", linestyle=":")
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], [f"{tick:g}" for tick in ticks])
-        axes.set_yticks(range(len(points)), [p.label for p in points])
-        axes.set(xlabel="time / time of this project (green: target)", ylim=(len(points) - 0.5, -0.8))
-        return png_of(figure)
+    ends = [end for p in points for end in (p.low, p.high, p.target or 1.0)]
+    low, high = min([0.5, *ends]) / 1.1, max([2.0, *ends]) * 1.1
+    ticks = tuple((2.0**k, f"{2.0**k:g}") for k in range(-4, 9) if low <= 2.0**k <= high)
+    rows = Axis(ticks=tuple(zip(at, hover)), limits=(len(points) - 0.5, -0.8))
+    words = "; ".join(f"{p.label} {p.ratio:.2f} [{p.low:.2f}, {p.high:.2f}]" for p in points)
+    panel = Panel(Axis("time / time of this project", log=True, ticks=ticks, limits=(low, high)), rows, marks)
+    alt = f"Time as a multiple of this project's, with the range over the rounds: {words}."
+    return Chart("Time of the contenders", alt, (panel,), height=120 + 44 * len(points))
 
 # %% ../../nbs/benchmark/90_report.ipynb #527197b5
-PARTS = {"forward": "tab:blue", "backward": "tab:cyan", "optimiser": "tab:orange", "rest": "tab:red"}
+PARTS = {"forward": "complete", "backward": "failed", "optimiser": "pruned", "rest": "running"}
 Profiles = dict[str, dict[str, dict[str, float]]]  # work -> build -> part -> seconds
 
 
-def profile_figure(profiles: Profiles) -> Figure:
-    "Return a plotly figure of the profiles, in seconds of a fold."
-    rows = {f"{work}: {build}": parts for work, builds in profiles.items() for build, parts in builds.items()}
-    bars = [Bar(x=[p[part] for p in rows.values()], y=list(rows), name=part, orientation="h") for part in PARTS]
-    return Figure(bars).update_layout(barmode="stack").update_xaxes(title="seconds of a fold").update_yaxes(autorange="reversed")
-
-
-def profile_picture(profiles: Profiles) -> bytes:
-    "Return the profiles as a PNG, one panel a work."
-    with quiet_canvas():
-        figure, panels = plt.subplots(
-            len(profiles), 1, figsize=(10, 0.8 + 1.6 * len(profiles)), squeeze=False, layout="constrained"
-        )
-        for axes, (work, builds) in zip(panels.flat, profiles.items()):
-            left = np.zeros(len(builds))
-            for part, colour in PARTS.items():
-                widths = np.array([parts[part] for parts in builds.values()])
-                axes.barh(list(builds), widths, left=left, color=colour, label=part)
-                left += widths
-            axes.invert_yaxis()
-            axes.set_title(work, fontsize=10, loc="left")
-        panels[-1, 0].set_xlabel("seconds of a steady fold")
-        panels[0, 0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return png_of(figure)
+def profile_chart(profiles: Profiles) -> Chart:
+    "Return the seconds of a fold by part, one panel a work and one bar a build."
+    panels, words = [], []
+    for work, builds in profiles.items():
+        at, end, marks = np.arange(len(builds), dtype=float), np.zeros(len(builds)), []
+        for part, colour in PARTS.items():
+            widths = np.array([parts[part] for parts in builds.values()])
+            marks.append(Bars(widths, at, colour, part, start=end))
+            end = end + widths
+        rows = Axis(ticks=tuple(zip(at, builds)), limits=(len(builds) - 0.5, -0.5))
+        panels.append(Panel(Axis("seconds of a steady fold"), rows, tuple(marks), in_words(work)))
+        words.append(f"{in_words(work)}: " + ", ".join(f"{build} {whole:.3g} s" for build, whole in zip(builds, end)))
+    alt = f"Seconds of a steady fold. {'; '.join(words)}."
+    return Chart(
+        "Where the time of a fold goes", alt, tuple(panels), height=130 + 36 * max(map(len, profiles.values()), default=0)
+    )

@@ -12,16 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from .curves import best_so_far, curves_figure, curves_picture, seeds_table
+from .curves import best_so_far, curves_chart, seeds_table
 from .sources import Source, differing_settings, importances, open_sources, savings, seeds_apart
 from .winners import paired_tests, winner_scores
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import StudyError
 from ..core.files import write_changed
-from ..core.formatting import readable
-from ..plotting.picture_files import picture_files
-from ..plotting.plots import save_figure
+from ..core.formatting import in_words, readable, three_places
+from ..drawing.picture_files import picture_files
+from ..plotting.plots import save_chart
 from ..plotting.tables import write_tables
 
 # %% ../../nbs/comparing/60_compare.ipynb #fa451a25
@@ -43,9 +43,17 @@ class Comparison:
     sentences: list[str]
     folder: Path
 
+    @property
+    def shown(self) -> dict[str, pd.DataFrame]:
+        "The tables as a reader wants them, all cells as text."
+        found = {name: readable(table) for name, table in self.tables.items()}
+        if (shares := self.tables.get("importance")) is not None:
+            found["importance"] = shares.map(three_places).assign(parameter=shares.parameter.map(in_words))
+        return found
+
     def text(self) -> str:
         "Return the result as plain text."
-        parts = [f"{TITLES[name]}\n{readable(table).to_string(index=False)}" for name, table in self.tables.items()]
+        parts = [f"{TITLES[name]}\n{table.to_string(index=False)}" for name, table in self.shown.items()]
         return "\n\n".join([*parts, "\n".join(self.sentences)])
 
 # %% ../../nbs/comparing/60_compare.ipynb #274e79d2
@@ -117,15 +125,15 @@ def compare(cfg: Config) -> Comparison:
         "importance": importances(sources),
     }
     tables = {name: table for name, table in tables.items() if len(table)}
-    result = Comparison(tables, sentences(sources, paired, lines, metric), compare_folder(cfg, sources))
+    result = Comparison(tables, sentences(sources, paired, lines, in_words(metric)), compare_folder(cfg, sources))
     long = pd.concat([curve.assign(study=name) for name, curve in curves.items()], ignore_index=True)
-    write_tables(tables, result.folder)
-    picture = picture_files(curves_picture(sources, curves, metric))
-    save_figure(curves_figure(sources, curves, metric), picture["png"], result.folder, "curves")
+    write_tables(tables, result.folder, {name: table for name, table in result.shown.items() if name == "importance"})
+    chart = curves_chart(sources, curves, metric)
+    save_chart(chart, result.folder, "curves")
     try:
         write_changed(result.folder / "curves.csv", long.to_csv(index=False))
-        for ending in ("svg", "pdf"):
-            write_changed(result.folder / f"curves.{ending}", picture[ending])
+        for ending, picture in picture_files(chart, ["svg", "pdf"], titled=False, width=7.0).items():
+            write_changed(result.folder / f"curves.{ending}", picture)
     except OSError as err:
         raise StudyError(f"{result.folder}: figures cannot be written ({err.strerror}); name another folder") from None
     return result

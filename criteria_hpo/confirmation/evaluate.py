@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Plan', 'Tables', 'LARGEST', 'check_test_labels', 'default_of', 'planned_refits', 'held_out_runs', 'Result',
-           'write_result', 'draw_reliability', 'models_digest', 'score_test', 'final_model', 'evaluate']
+           'write_result', 'models_digest', 'score_test', 'final_model', 'evaluate']
 
 # %% ../../nbs/confirmation/90_evaluate.ipynb #8164c5d1
 import hashlib
@@ -22,8 +22,6 @@ from criteria_hpo.confirmation.four_scores import (
     confirmed_score,
     corrected_score,
     four_scores,
-    scores_figure,
-    scores_picture,
 )
 from .refits import Refit, make_refits
 from .runs import MESSAGE, Confirmation, confirm, opened_confirmation, opened_search
@@ -50,14 +48,14 @@ from criteria_hpo.confirmation.test_scores import (
 )
 from .winner import Scores, choose_winner, confirmed_scores, confirmed_table, refit_epochs
 from ..core.errors import log_event
+from ..core.formatting import readable
 from ..core.stopping import stoppable
 from ..data.study_data import Data, check_files, load_test
-from ..evaluation.calibration import reliability_page, reliability_picture
 from ..evaluation.metrics import METRIC_TABLE
 from ..execution.manifest import manifest, write_manifest
 from ..execution.study import StudyRun
-from ..plotting.picture_files import picture_files
-from ..plotting.plots import save_figure
+from ..plotting.plots import save_chart
+from ..plotting.score_charts import four_scores_chart, reliability_chart
 from ..results.looks import count_look, looks_line, looks_of, results_text, store_results
 from ..results.report import best_trial
 from ..serving.decision import Decision
@@ -136,31 +134,23 @@ class Result:
         first = {"Confirmed on folds cut anew": self.confirmed.round(4), "Four scores": self.four.round(3)}
         parts = [f"{title}\n{table.to_string(na_rep='')}" for title, table in first.items()]
         if "overall" in self.tables:
-            of_winner = self.tables["differences"].query("metric == @self.metric").round(3)
+            of_winner = readable(self.tables["differences"].query("metric == @self.metric").drop(columns="metric"))
             parts.append(results_text(self.shown.T, of_winner, []).strip())
         return "\n\n".join([*parts, "\n".join(self.sentences)])
 
 
 def write_result(cfg: Config, result: Result) -> Path:
-    "Write each table as CSV into `evaluation/` of the study's folder and draw the four scores; return the folder."
+    "Write each table as CSV into `evaluation/` of the study's folder, draw scores and reliability; return the folder."
     folder = make_study_dir(cfg) / "evaluation"
     folder.mkdir(exist_ok=True)
     named = {"confirmed": result.confirmed.reset_index(), "four_scores": result.four.reset_index()}
     for name, table in (named | result.tables).items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    title = METRIC_TABLE[result.metric].title
-    figure, picture = scores_figure(result.four, title), picture_files(scores_picture(result.four, title))["png"]
-    save_figure(figure, picture, make_study_dir(cfg) / "plots", "four_scores")
+    plots = make_study_dir(cfg) / "plots"
+    save_chart(four_scores_chart(named["four_scores"], result.metric), plots, "four_scores")
     if "reliability" in result.tables:
-        draw_reliability(cfg, result.tables["reliability"])
+        save_chart(reliability_chart(result.tables["reliability"]), plots, "reliability")
     return folder
-
-
-def draw_reliability(cfg: Config, table: pd.DataFrame) -> None:
-    "Draw the table of `reliability_table` beside the plots of the study."
-    tables = dict(iter(table.groupby("model", sort=False)))
-    picture = picture_files(reliability_picture(tables))["png"]
-    save_figure(reliability_page(tables), picture, make_study_dir(cfg) / "plots", "reliability")
 
 # %% ../../nbs/confirmation/90_evaluate.ipynb #8fecad73
 def models_digest(search: StudyRun, refits: list[Refit], held_out: HeldOut) -> str:

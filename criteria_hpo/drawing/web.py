@@ -21,7 +21,7 @@ from .charts import Axis, Bars, Cells, Chart, Line, Mark, Points, Texts
 from .palette import DARK, LIGHT, N_SHADES
 
 # %% ../../nbs/drawing/30_web.ipynb #14c60e16
-SHAPES = {"circle": "circle", "cross": "x-thin-open", "diamond": "diamond"}
+SHAPES = {"circle": "circle", "cross": "x-thin-open", "diamond": "diamond", "tick": "line-ns-open"}
 
 
 def _interval(reach: Any, colour: str) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def _points(mark: Points) -> Scatter:
         "color": colour,
         "size": mark.size,
         "symbol": SHAPES[mark.shape],
-        "line": {"width": 1.2 * (mark.shape == "cross"), "color": colour},
+        "line": {"width": {"cross": 1.2, "tick": 3.0}.get(mark.shape, 0.0), "color": colour},
     }
     reach = {f"error_{mark.along}": _interval(mark.reach, colour)}
     return Scatter(
@@ -60,7 +60,7 @@ def _bars(mark: Bars) -> Bar:
     way, along = ("v", "y") if mark.upright else ("h", "x")
     look = {"marker_color": LIGHT[mark.colour], "width": mark.size, "text": list(mark.labels) or None, "textposition": "outside"}
     reach = {f"error_{along}": _interval(mark.reach, LIGHT["text"])}
-    return Bar(x=mark.x, y=mark.y, orientation=way, cliponaxis=False, textangle=0, **look, **reach)
+    return Bar(x=mark.x, y=mark.y, base=mark.start, orientation=way, cliponaxis=False, textangle=0, **look, **reach)
 
 # %% ../../nbs/drawing/30_web.ipynb #e78b6ac2
 def _cells(mark: Cells) -> Heatmap:

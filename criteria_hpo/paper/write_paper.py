@@ -47,7 +47,7 @@ def preview(tables: dict[str, Table], figures: Iterable[str]) -> str:
     short = {name: table for name, table in tables.items() if len(table.shown) <= MOST_ROWS}
     fit = "\\begin{{adjustbox}}{{max width=\\textwidth}}\n\\input{{tables/{}}}\\end{{adjustbox}}".format
     parts = [_float("table", name, fit(name), table.caption) for name, table in short.items()]
-    draw = "\\includegraphics[width=0.8\\textwidth]{{figures/{}.pdf}}".format
+    draw = "\\includegraphics[width=\\textwidth]{{figures/{}.pdf}}".format
     parts += [_float("figure", name, draw(name), FIGURES[name]) for name in figures]
     return HEAD + "\n".join(parts) + "\\end{document}\n"
 

@@ -16,7 +16,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from ..drawing.charts import Axis, Bars, Cells, Chart, Line, Mark, Panel, Points, Texts, Ticks, compact, in_words
+from ..core.formatting import in_words
+from ..drawing.charts import Axis, Bars, Cells, Chart, Line, Mark, Panel, Points, Texts, Ticks, compact
 from ..drawing.palette import N_SHADES, shade_of
 from .importance import importance_spread, importance_table
 from .plot_data import complete_trials, is_maximised, score_title, varied

@@ -13,7 +13,8 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from ..drawing.charts import Axis, compact, in_words, log_axis, log_ticks
+from ..core.formatting import in_words
+from ..drawing.charts import Axis, compact, log_axis, log_ticks
 
 # %% ../../nbs/plotting/25_scales.ipynb #2b793fb7
 MISSING = "not used"

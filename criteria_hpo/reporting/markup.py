@@ -13,20 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.formatting import format_value
+from ..core.formatting import readable
 
 # %% ../../nbs/reporting/10_markup.ipynb #d7252d39
 def table_html(table: pd.DataFrame, caption: str) -> str:
-    "Return a table, without its index, whose first column names the rows; numbers with four significant digits."
-    kinds = ["" if pd.api.types.is_numeric_dtype(kind) else ' class="word"' for kind in table.dtypes]
-    head = "".join(f'<th scope="col"{kind}>{escape(str(name))}</th>' for kind, name in zip(kinds, table.columns))
+    "Return a table, without its index, whose first column names the rows, as `readable` shows it; numbers stand right."
+    kinds, texts = ["" if pd.api.types.is_numeric_dtype(kind) else ' class="word"' for kind in table.dtypes], readable(table)
+    head = "".join(f'<th scope="col"{kind}>{escape(str(name))}</th>' for kind, name in zip(kinds, texts.columns))
     rows = []
-    for first, *cells in table.itertuples(index=False):
-        shown = [
-            f'<td class="word">{escape(cell)}</td>' if isinstance(cell, str) else f"<td>{escape(format_value(cell))}</td>"
-            for cell in cells
-        ]
-        rows.append(f'<tr><th scope="row">{escape(format_value(first))}</th>{"".join(shown)}</tr>')
+    for cells, (first, *shown) in zip(table.itertuples(index=False), texts.itertuples(index=False)):
+        words = [' class="word"' if isinstance(cell, str) else "" for cell in cells[1:]]
+        row = "".join(f"<td{word}>{escape(text)}</td>" for word, text in zip(words, shown))
+        rows.append(f'<tr><th scope="row">{escape(first)}</th>{row}</tr>')
     body = "\n".join(rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>\n'

@@ -18,14 +18,15 @@ from ..config.schema import Config
 from ..core.errors import StudyError
 from ..core.figures import embedded_library
 from ..core.files import read_object, write_atomic
-from ..drawing.charts import Chart, in_words
+from ..core.formatting import in_words
+from ..drawing.charts import Chart
 from ..drawing.web import document, figure_html
 from ..plotting.plot_data import complete_trials, metric_name
 from ..plotting.plots import study_charts
 from .markup import command, headline, paragraphs, picture_html, section, table_html
 from .next_steps import next_steps
-from .tables import asked_table, evaluation_tables, four_scores_chart, space_table, top_table
-from ..results.corrected import SELECTION
+from .tables import asked_table, evaluation_charts, evaluation_tables, space_table, top_table
+from ..results.corrected import SELECTION, known_correction
 from ..results.costs import costs_by_reason, costs_summary
 from ..results.report import best_overrides, best_table, format_seconds, pruning_savings, study_summary
 from ..results.stored import folds_of_trials
@@ -39,25 +40,20 @@ POLICY = (
 )
 
 # %% ../../nbs/reporting/40_study_report.ipynb #c9b5a00f
-def _luck(folder: Path) -> str:
-    "Return the corrected score and the settings that might as well have won."
-    stored = read_object(folder / SELECTION)
-    winners = pd.DataFrame(stored.get("winners", []))
-    table = (
-        table_html(winners, "Settings that won most draws: expected score on new posts, share of draws won")
-        if len(winners)
-        else ""
-    )
-    return ("<h3>How much of it is luck</h3>\n" + paragraphs(stored["lines"]) + table) if stored.get("lines") else ""
+def _luck(cfg: Config, study: optuna.Study) -> str:
+    "Return the corrected score and the settings that might as well have won, as far as they are known."
+    winners, lines = known_correction(cfg, study)
+    caption = "Settings that won most draws: expected score on new posts, share of draws won"
+    table = table_html(winners.reset_index(), caption) if len(winners) else ""
+    return f"<h3>How much of it is luck</h3>\n{paragraphs(lines)}{table}"
 
 
 def _evaluated(folder: Path, metric: str) -> str:
-    "Return figure and tables of an evaluation; empty before it."
+    "Return figures and tables of an evaluation; empty before it."
     tables = evaluation_tables(folder, metric)
     if not tables:
         return ""
-    four = tables.get("Four scores, with 95 % intervals")
-    drawn = figure_html(four_scores_chart(four, metric), "four_scores") if four is not None else ""
+    drawn = "".join(figure_html(chart, name) for name, chart in evaluation_charts(folder, metric).items())
     pages = "".join(table_html(table, caption) for caption, table in tables.items())
     return f"<h3>Confirmed, and scored on the locked posts</h3>\n{drawn}{pages}"
 
@@ -77,12 +73,12 @@ def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
             "<h3>The ten best trials</h3>\n"
             + table_html(top_table(study), "Mean, spread over folds, score of each fold, and settings")
         )
-        best = best_table(study).reset_index().assign(parameter=lambda table: table.parameter.map(in_words))
-        parts.append(table_html(best, "The best setting beside the default"))
+        parts.append(table_html(best_table(study).reset_index(), "The best setting beside the default"))
         parts.append(
             "<p>To train it again, append to the settings of this study:</p>" + command(f"command=train {best_overrides(study)}")
         )
-    return section("found", "What was found", *parts, _luck(folder), _evaluated(folder, metric_name(study)))
+        parts.append(_luck(cfg, study))
+    return section("found", "What was found", *parts, _evaluated(folder, metric_name(study)))
 
 # %% ../../nbs/reporting/40_study_report.ipynb #ae9c9733
 def _costs(cfg: Config, study: optuna.Study) -> str:

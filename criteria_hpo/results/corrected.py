@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_TRIALS', 'TOP', 'SELECTION', 'Correction', 'threshold_shift', 'Scored', 'comparable_trials', 'scored_trials',
-           'folds_of', 'obstacle', 'corrected_order', 'winners_table', 'correction_lines', 'correction', 'correct',
-           'correct_study', 'correction_text', 'stored_correction']
+           'folds_of', 'too_little', 'obstacle', 'corrected_order', 'winners_table', 'correction_lines', 'correction',
+           'correct', 'correct_study', 'correction_text', 'from_folds', 'known_correction', 'stored_correction']
 
 # %% ../../nbs/results/45_corrected.ipynb #5bc3efab
 import json
@@ -21,10 +21,12 @@ from scipy.special import logit
 
 from ..config.paths import study_dir
 from ..config.schema import Config
-from ..core.files import write_atomic
+from ..core.files import read_object, write_atomic
+from ..core.formatting import in_words
 from ..data.study_data import Data
 from ..evaluation.contributions import Folds
 from ..evaluation.selection import Selection, fit_quality, select
+from ..plotting.plot_data import score_title
 from ..pruning.pruner import is_comparable
 from ..search.samplers import slot_of
 from ..storage.ledger_tables import FoldRow, LedgerReader
@@ -94,18 +96,24 @@ def folds_of(data: Data, n_folds: int) -> tuple[Folds, np.ndarray]:
 MIN_TRIALS = 20
 
 
+def too_little(scores: np.ndarray) -> str | None:
+    "Return why fold scores, (m, n_folds), do not tell luck from quality, or None."
+    if not np.isfinite(scores).all(axis=1).any():
+        return "no trial is complete"
+    if np.nanmin(scores) == np.nanmax(scores):
+        return "all trials have the same score"
+    if scores.shape[1] < 2:
+        return "with one fold per trial, luck cannot be told from quality"
+    few = len(scores) < MIN_TRIALS
+    return f"{len(scores)} trials are too few to estimate how settings differ ({MIN_TRIALS} are needed)" if few else None
+
+
 def obstacle(table: Scored, n_groups: int) -> str | None:
     "Return why the search's score cannot be corrected, or None."
     from criteria_hpo.execution.checks import TOO_FEW_GROUPS  # imports torch
 
-    if not table.complete.any():
-        return "no trial is complete"
-    if np.nanmin(table.scores) == np.nanmax(table.scores):
-        return "all trials have the same score"
-    if table.scores.shape[1] < 2:
-        return "with one fold per trial, luck cannot be told from quality"
-    if len(table.trials) < MIN_TRIALS:
-        return f"{len(table.trials)} trials are too few to estimate how settings differ ({MIN_TRIALS} are needed)"
+    if why := too_little(table.scores):
+        return why
     if n_groups < TOO_FEW_GROUPS:
         return f"{n_groups} groups are too few ({TOO_FEW_GROUPS} are needed)"
     best = np.where(table.complete, table.scores.mean(axis=1), -np.inf).argmax()
@@ -117,9 +125,7 @@ def obstacle(table: Scored, n_groups: int) -> str | None:
 def corrected_order(study: optuna.Study) -> list[int]:
     "Return the numbers of the finished trials by expected score on new posts, best first; none where it cannot be estimated."
     trials, scores = comparable_trials(study)
-    if len(trials) < MIN_TRIALS or scores.shape[1] < 2 or not np.isfinite(scores).all(axis=1).any():
-        return []
-    if np.nanmin(scores) == np.nanmax(scores):
+    if too_little(scores):
         return []
     expected, means = fit_quality(scores).expected(scores)[0], np.nanmean(scores, axis=1)
     ranked = np.lexsort((-means, -expected.round(9)))  # rounded, since the best may share one expectation but for the last bits
@@ -142,7 +148,7 @@ def winners_table(table: Scored, found: Selection) -> pd.DataFrame:
 
 
 def correction_lines(table: Scored, found: Selection, metric: str) -> list[str]:
-    "Return sentences on the corrected score and on how sure the choice is."
+    "Return sentences on the corrected score and on how sure the choice is; `metric`: as shown."
     best, often = table.trials[found.row].number, int(found.wins.argmax())
     other = "" if often == found.row else f"; trial {table.trials[often].number} wins most, {found.wins[often]:.0%}"
     return [
@@ -164,7 +170,7 @@ def correction(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Confi
         return (pd.DataFrame(), [f"The search's score cannot be corrected for luck: {why}."]), None
     pairs, rows = folds_of(data, table.scores.shape[1])
     found = select(cfg.hpo.metric, pairs, table.scores, table.logits[:, rows], seed=cfg.seed, quiet=False)
-    return (winners_table(table, found), correction_lines(table, found, cfg.hpo.metric)), found
+    return (winners_table(table, found), correction_lines(table, found, in_words(cfg.hpo.metric))), found
 
 # %% ../../nbs/results/45_corrected.ipynb #0e6715bc
 def correct(run: "StudyRun") -> Correction:
@@ -186,20 +192,35 @@ def correct_study(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Co
 
 # %% ../../nbs/results/45_corrected.ipynb #9a0d5325
 def correction_text(winners: pd.DataFrame, lines: list[str]) -> str:
-    "Return the sentences, then the table, as plain text."
-    if winners.empty:
-        return "\n".join(lines)
-    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).reset_index()
-    return "\n".join([*lines, "", "The settings that win the draws:", shown.to_string(index=False)])
+    "Return table and sentences as plain text."
+    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).to_string() + "\n" if len(winners) else ""
+    return shown + "\n".join(lines)
+
+
+def from_folds(study: optuna.Study) -> list[str]:
+    "Return what the fold scores alone tell about the luck of the best, and how to get the rest; or why they do not."
+    rest = "Its interval needs the data: command=hpo with the settings of the study adds it, once the study has ended."
+    trials, scores = comparable_trials(study)
+    if why := too_little(scores):
+        return [f"The search's score cannot be corrected for luck: {why}."]
+    means = np.where(np.isfinite(scores).all(axis=1), scores.mean(axis=1), -np.inf)
+    best, expected = int(means.argmax()), fit_quality(scores).expected(scores)[0]
+    title = f"Best of {len(trials):,} trials by search: {score_title(study)} {means[best]:.4f}"
+    return [f"{title}. From the scores of the folds alone, {expected[best]:.4f} is to be expected on folds cut anew.", rest]
+
+
+def known_correction(cfg: Config, study: optuna.Study) -> Correction:
+    "Return the stored winners and sentences; without them what the fold scores tell, see `from_folds`."
+    try:
+        stored = read_object(study_dir(cfg) / SELECTION)
+        trials, winners, lines = stored["trials"], pd.DataFrame(stored["winners"]), list(stored["lines"])
+    except (ValueError, KeyError):
+        return pd.DataFrame(), from_folds(study)
+    now = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    newer = [f"This is of {trials:,} trials; the study has {now:,} now."] if now != trials else []
+    return (winners.set_index("trial") if len(winners) else winners), lines + newer
 
 
 def stored_correction(cfg: Config, study: optuna.Study) -> str:
-    "Return the stored text, or a line on how to get it."
-    try:
-        stored = json.loads((study_dir(cfg) / SELECTION).read_text(encoding="utf-8"))
-        trials, winners, lines = stored["trials"], pd.DataFrame(stored["winners"]), stored["lines"]
-    except (OSError, ValueError, KeyError):
-        return "The search's score was not corrected for luck yet; command=hpo does it once the study has ended."
-    now = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-    newer = [f"This is of {trials:,} trials; the study has {now:,} now."] * (now != trials)
-    return correction_text(winners.set_index("trial") if len(winners) else winners, [*lines, *newer])
+    "Return `known_correction` as plain text."
+    return correction_text(*known_correction(cfg, study))

@@ -31,9 +31,9 @@ def _symptom(metrics: list[dict[str, float]], name: str) -> str | None:
         return "every pair of a fold has the same score"
     if name == "f1" and all(m["f1"] == 0 for m in metrics):
         all_negative = all(m["recall"] == m["mcc"] == 0 for m in metrics)
-        return f"f1 is 0, as {'no' if all_negative else 'no positive'} pair reaches 0.5"
+        return f"F1 is 0, as {'no' if all_negative else 'no positive'} pair reaches 0.5"
     if name == "f1" and all(m["recall"] == 1 and m["mcc"] == 0 for m in metrics):
-        return "every pair reaches 0.5, so that f1 equals that of answering yes to every pair"
+        return "every pair reaches 0.5, so that F1 equals that of answering yes to every pair"
     return None
 
 # %% ../../nbs/results/40_learning.ipynb #7ce87bf5

@@ -16,7 +16,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from ..core.formatting import as_overrides, counted
-from ..plotting.plot_data import metric_name
+from ..plotting.plot_data import score_title
 from ..pruning.savings import folds_unpruned, saved_share
 from .learning import learning_remark
 from .wall_time import seconds_held, seconds_passed, seconds_spent
@@ -157,7 +157,7 @@ def _best_line(study: optuna.Study, best: FrozenTrial) -> str:
     "Return the best trial with its score and the difference from the defaults."
     scores = best.user_attrs.get("fold_scores", [])
     spread = f", mean of {counted(len(scores), 'fold')} from {min(scores):.3f} to {max(scores):.3f}" if scores else ""
-    line = f"Best: trial {best.number}, {metric_name(study)} {best.value:.4f}{spread}."
+    line = f"Best: trial {best.number}, {score_title(study)} {best.value:.4f}{spread}."
     default = trial_of_slot(study.get_trials(deepcopy=False), 0)
     if default is None:
         return f"{line} The defaults have not run yet."
