@@ -73,7 +73,7 @@ def curves_chart(sources: list[Source], curves: dict[str, pd.DataFrame], metric:
     best = pd.concat([curve["best"] for curve in curves.values()]).dropna()
     room = 0.05 * float(np.ptp(best)) or 0.01
     limits = (float(best.min()) - room, float(best.max()) + room) if len(best) else None
-    panels = []
+    panels = list[Panel]()
     for axis, title in AXES.items():
         score = Axis(f"best {in_words(metric)} so far" if not panels else "", limits=limits)
         panels.append(Panel(Axis(title, whole=axis == "trials"), score, tuple(_panel(axis, sources, curves))))

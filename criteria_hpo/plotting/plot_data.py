@@ -9,7 +9,7 @@ __all__ = ['PLOTS', 'PAIRS', 'complete_trials', 'metric_name', 'score_title', 'i
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.formatting import in_words
+from ..core.formatting import counted, in_words
 
 # %% ../../nbs/plotting/20_plot_data.ipynb #85c3c1df
 PLOTS: dict[str, str] = {  # name: title, in the order of a report
@@ -70,7 +70,7 @@ def not_yet(study: optuna.Study, plot: str) -> str:
     if plot in ("importances", *PAIRS) and len(set(values)) == 1:
         return f"all {len(values)} complete trials score the same"
     needed = {"importances": 1, "slice": 1, "parallel_coordinate": 1, "contour": 2, "rank": 2}.get(plot, 0)
-    return "" if len(varied(study)) >= needed else f"needs {needed} parameters that vary"
+    return "" if len(varied(study)) >= needed else f"needs {counted(needed, 'parameter that varies', 'parameters that vary')}"
 
 # %% ../../nbs/plotting/20_plot_data.ipynb #426c1b07
 def report_names(study: optuna.Study) -> tuple[str, str]:

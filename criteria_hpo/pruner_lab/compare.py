@@ -181,7 +181,7 @@ def choice_chart(figures: pd.DataFrame) -> Chart:
         "mean regret": (regret, (arms[0].to_numpy(), arms[1].to_numpy()), None),
         f"share that lose ≥ {GOAL_REGRET}": (table.lost, None, GOAL_LOST),
     }
-    panels = []
+    panels = list[Panel]()
     for title, (values, reach, goal) in shown.items():
         marks = [Points(np.asarray(values), at, "complete", "", list(table.index), size=8, reach=reach, along="x")]
         edge = [] if goal is None else [Line([goal, goal], [-0.7, len(table) - 0.3], "pruned", "goal", dash=True)]

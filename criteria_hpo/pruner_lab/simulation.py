@@ -111,7 +111,7 @@ def chances_by_rule(histories: int = 600, seed: int = 7) -> dict[tuple[str, int]
 # %% ../../nbs/pruner_lab/20_simulation.ipynb #a4cf18e6
 def patience_chart(chances: dict[tuple[str, int], np.ndarray]) -> Chart:
     "Return the chances of `chances_by_rule` against the distance of a trial below the incumbent."
-    shares, panels = tuple((part / 4, f"{part / 4:.0%}") for part in range(5)), []
+    shares, panels = tuple((part / 4, f"{part / 4:.0%}") for part in range(5)), list[Panel]()
     for kind in ASKED:
         lines = [Line(DISTANCES, chances[kind, n], colour, f"after {n:,} trials", 2) for n, colour in zip(AT, SERIES)]
         zero = Line([0.0, 0.0], [0.0, 1.0], "running", dash=True)

@@ -192,9 +192,11 @@ def correct_study(study: optuna.Study, ledger: LedgerReader, data: Data, cfg: Co
 
 # %% ../../nbs/results/45_corrected.ipynb #9a0d5325
 def correction_text(winners: pd.DataFrame, lines: list[str]) -> str:
-    "Return table and sentences as plain text."
-    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).to_string() + "\n" if len(winners) else ""
-    return shown + "\n".join(lines)
+    "Return the sentences, then the table, as plain text."
+    if winners.empty:
+        return "\n".join(lines)
+    shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).reset_index()
+    return "\n".join([*lines, "", "The settings that win the draws:", shown.to_string(index=False)])
 
 
 def from_folds(study: optuna.Study) -> list[str]:
