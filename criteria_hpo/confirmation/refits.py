@@ -91,7 +91,7 @@ class Refit:
 
     def key(self, search: StudyRun) -> dict[str, Any]:
         "Return what its weights depend on, as plain JSON values."
-        own = {"setting": self.setting.model_dump(mode="json"), "epochs": self.epochs, "seed": self.seed(search.cfg)}
+        own = {"setting": self.setting.key(), "epochs": self.epochs, "seed": self.seed(search.cfg)}
         return json.loads(json.dumps({"identity": search.study.user_attrs["identity"], **own}))
 
     def seed(self, cfg: Config) -> int:

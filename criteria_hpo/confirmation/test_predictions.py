@@ -86,7 +86,9 @@ def out_of_fold_runs(confirmation: Confirmation, setting: int) -> np.ndarray:
 
 def folder_logits(search: StudyRun, folder: Path, pairs: pd.DataFrame) -> np.ndarray:
     "Return the logits of pairs, (n,), by the model in a folder; labels are not read."
-    model = search.cfg.model.model_copy(update={"model_name": str(folder), "keep_layers": None, "head_init": "fresh"})
+    model = search.cfg.model.model_copy(
+        update={"model_name": str(folder), "keep_layers": None, "head_init": "fresh", "pooling": "library"}
+    )
     return model_logits(search.cfg, search.setup(), model, pairs)
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #69de0fa6

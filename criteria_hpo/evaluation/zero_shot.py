@@ -75,7 +75,7 @@ NO_HEAD = "The encoder has no zero-shot score: it has no NLI or reranker head, a
 
 def published(model: ModelConfig, fresh: bool) -> ModelConfig | None:
     "Return the configuration that reads the checkpoint's own head, None if it has none; `fresh`: the study's head is new."
-    whole = model.model_copy(update={"keep_layers": None})
+    whole = model.model_copy(update={"keep_layers": None, "pooling": "library"})
     if not fresh:
         return whole
     try:

@@ -23,6 +23,7 @@ from ..config.schema import ModelConfig
 from ..core.errors import ModelError
 from .dropout import set_dropout
 from .encoders import load_encoder, study_tokenizer
+from .pooling import mark_folder, pooling_of, set_pooling
 from criteria_hpo.model.vocabulary import (
     CompactEmbedding,
     compact_embedding,
@@ -99,7 +100,7 @@ class ResettableEncoder(nn.Module):
     """A pretrained encoder with one logit, whose weights can be reset, copied, loaded and saved.
 
     `model`: the encoder. `fresh`: the names of the parameters that are missing from the checkpoint; each `reset` draws them
-    again. The arguments are those of `load_encoder`.
+    again. `pooling`: what the head reads after each `reset`. The other arguments are those of `load_encoder`.
     """
 
     def __init__(
@@ -108,14 +109,21 @@ class ResettableEncoder(nn.Module):
         keep_layers: Sequence[int] | None = None,
         head_init: Literal["fresh", "nli"] = "fresh",
         max_length: int | None = None,
+        pooling: str = "library",
     ):
         super().__init__()
         self.model, self.fresh = load_encoder(model_name, keep_layers, head_init, max_length)
-        self._pretrained = self.snapshot()
+        set_pooling(self.model, pooling)
+        self.pooling, self._pretrained = pooling_of(self.model), self.snapshot()
+
+    def restore(self) -> None:
+        "Restore the pretrained weights and the pooling in place."
+        set_pooling(self.model, self.pooling)
+        self.load(self._pretrained)
 
     def reset(self, seed: int) -> None:
         "Restore the pretrained weights in place and draw the head from `seed`."
-        self.model.load_state_dict(self._pretrained)
+        self.restore()
         draw_head(self.model, self.fresh, seed)
 
     def snapshot(self, device: str | torch.device | None = None) -> dict[str, Tensor]:
@@ -143,7 +151,7 @@ class CompactableEncoder(ResettableEncoder):
         self.restore_vocabulary()
         if reason := why_not_compact(self.model, self.fresh):
             return reason
-        self.load(self._pretrained)
+        self.restore()
         compact_embedding(self.model, ids)
         self._pretrained = self.snapshot("cpu")
         return None
@@ -162,11 +170,15 @@ class CompactableEncoder(ResettableEncoder):
             restore_embedding(self.model)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        "Write a plain Hugging Face folder: config (with the dropout rates) and safetensors with all embedding rows."
+        """Write a plain Hugging Face folder: config (with the dropout rates) and safetensors with all embedding rows.
+
+        Other libraries refuse a folder with a pooling that they do not know.
+        """
         embedding, state = self.model.get_input_embeddings(), self.model.state_dict()
         if isinstance(embedding, CompactEmbedding):
             state = whole_state(self.model, state, embedding.restored())
         self.model.save_pretrained(folder, state_dict=state)
+        mark_folder(folder, self.model)
 
 # %% ../../nbs/model/40_classifier.ipynb #5a532f74
 def reads_token_types(model: PreTrainedModel) -> bool:
@@ -179,7 +191,7 @@ class BERTClassifier(CompactableEncoder):
     """A pretrained encoder with one logit and a focal loss.
 
     `model_name`: hub id, folder or `registry:NAME`. The dropouts are rates in [0, 1), set on the built model and read back.
-    `keep_layers`, `head_init`, `max_length`: as in `ModelConfig`; `max_length` is checked against the model's positions.
+    `keep_layers`, `head_init`, `max_length`, `pooling`: as in `ModelConfig`; `max_length` is checked against the positions.
     """
 
     def __init__(
@@ -192,8 +204,9 @@ class BERTClassifier(CompactableEncoder):
         keep_layers: Sequence[int] | None = None,
         head_init: Literal["fresh", "nli"] = "fresh",
         max_length: int | None = None,
+        pooling: str = "library",
     ):
-        super().__init__(model_name, keep_layers, head_init, max_length)
+        super().__init__(model_name, keep_layers, head_init, max_length, pooling)
         self._reads_types = reads_token_types(self.model)
         self.configure(classifier_dropout, hidden_dropout, attention_dropout, focal_gamma)
 
@@ -206,11 +219,13 @@ class BERTClassifier(CompactableEncoder):
         alpha: float | None = None,
         label_smoothing: float = 0.0,
         focal_gamma_2_is_bce: bool = False,
+        pooling: str | None = None,
     ) -> dict[str, float]:
-        """Set the dropout rates and the loss of a setting on the built model; returns the rates read back from the model.
+        """Set dropout rates, loss and pooling of a setting on the built model; returns the rates read back from the model.
 
-        `focal_gamma_2_is_bce`: the loss at gamma 2 is plain BCE, as in older studies.
+        `focal_gamma_2_is_bce`: the loss at gamma 2 is plain BCE, as in older studies. `pooling`: None is the classifier's own.
         """
+        set_pooling(self.model, pooling or self.pooling)
         gamma = 0.0 if focal_gamma_2_is_bce and focal_gamma == 2 else float(focal_gamma)
         self.focal_gamma, self.alpha, self.label_smoothing = gamma, alpha, label_smoothing
         return set_dropout(
@@ -230,7 +245,13 @@ class BERTClassifier(CompactableEncoder):
 def load_classifier(cfg: ModelConfig) -> tuple[BERTClassifier, PreTrainedTokenizerBase]:
     "The classifier and the tokenizer of a configuration; a `ModelError` names the setting that cannot be satisfied."
     tokenizer = study_tokenizer(cfg.model_name, cfg.max_length)
-    classifier = BERTClassifier(cfg.model_name, keep_layers=cfg.keep_layers, head_init=cfg.head_init, max_length=cfg.max_length)
+    own: dict[str, Any] = {
+        "keep_layers": cfg.keep_layers,
+        "head_init": cfg.head_init,
+        "max_length": cfg.max_length,
+        "pooling": cfg.pooling,
+    }
+    classifier = BERTClassifier(cfg.model_name, **own)
     rows = cast(nn.Embedding, classifier.model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise ModelError(

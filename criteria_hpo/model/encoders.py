@@ -24,6 +24,7 @@ from ..core.errors import ModelError, did_you_mean, logger, looked_in
 from .dropout import restore_dropout
 from .families import family_of, position_limit
 from .layers import keep_layers as keep_only
+from .pooling import read_marked, read_query, set_pooling
 
 # %% ../../nbs/model/30_encoders.ipynb #19aed6a6
 _OFFLINE = hub_settings.HF_HUB_OFFLINE  # set by the user in the environment
@@ -190,16 +191,20 @@ def check_length(model: PreTrainedModel, max_length: int | None) -> None:
 def _read_weights(model_name: str, path: str) -> tuple[PreTrainedModel, set[str], dict[str, tuple[int, ...]]]:
     "The classifier; the parameters that its checkpoint lacks, and the sizes in the checkpoint of those that have another size."
     with _loading(model_name, "weights"):
+        pooled = read_marked(path)
+        head: dict[str, Any] = {"num_labels": 1, "problem_type": None} if pooled is None else {"config": pooled[1]}
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
-            num_labels=1,
-            problem_type=None,
+            **head,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
         )
+        if pooled is not None:
+            set_pooling(model, pooled[0])
+            read_query(model, path)
     family_of(model)  # an unknown family is reported first
     other_sizes = {name: tuple(size) for name, size, _ in info["mismatched_keys"]}
     _check_weights(model, model_name, info["missing_keys"], other_sizes)

@@ -27,7 +27,8 @@ class Family:
     `places`: role -> regular expression that matches the full dotted names of its dropouts. `config`: role -> names in the
     config of a saved folder. `restore`: roles whose config name the architecture does not read, so that loading must set them.
     `layers`, `embeddings`: paths in the base model. `per_layer`: config lists with one entry per layer. `first_layer_fixed`:
-    layer 0 differs from the others. `tiny`: extra settings of the miniature for tests.
+    layer 0 differs from the others. `poolings`: our name of a pooling -> its name in the config, for heads that have several.
+    `tiny`: extra settings of the miniature for tests.
     """
 
     places: dict[str, str]
@@ -37,6 +38,7 @@ class Family:
     embeddings: tuple[str, ...] = ("embeddings",)
     per_layer: tuple[str, ...] = ()
     first_layer_fixed: bool = False
+    poolings: dict[str, str] = field(default_factory=dict)
     tiny: dict[str, Any] = field(default_factory=dict)
 
 # %% ../../nbs/model/10_families.ipynb #61321aa2
@@ -129,6 +131,7 @@ _MODERNBERT = Family(
     layers="layers",
     per_layer=("layer_types",),
     first_layer_fixed=True,
+    poolings={"cls": "cls", "mean": "mean"},
     tiny={"local_attention": 8, "layer_types": ["full_attention", "sliding_attention"]},
 )
 
@@ -145,6 +148,7 @@ _EUROBERT = Family(
     config={"attention": ("attention_dropout",)},
     layers="layers",
     embeddings=("embed_tokens",),
+    poolings={"cls": "bos", "mean": "mean", "late": "late"},
 )
 _REMBERT = _like_bert(
     config={"classifier": ("classifier_dropout_prob",)},

@@ -7,16 +7,16 @@ __all__ = ['cannot_pack', 'pools_all', 'PackedClassifier']
 
 # %% ../../nbs/packing/40_encoder.ipynb #15a244ef
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..model.classifier import BERTClassifier, reads_token_types
+from ..model.pooling import before_head, own_poolings, pooling_of
 from .attention import NAME
 from .disentangled import FusedAttention, can_pack
 from .layout import Layout, Packed, first_position, rectangle_mask, unpack
@@ -24,6 +24,8 @@ from .layout import Layout, Packed, first_position, rectangle_mask, unpack
 # %% ../../nbs/packing/40_encoder.ipynb #01cceb63
 def cannot_pack(model: PreTrainedModel) -> str | None:
     "Why this encoder cannot read packed rows, or None if nothing speaks against it."
+    if pooling_of(model) not in own_poolings(model):
+        return f"model.pooling={pooling_of(model)} needs padded texts"
     if model.config.model_type.startswith("deberta"):
         return can_pack(model)
     replaceable = type(model)._can_set_attn_implementation()
@@ -34,21 +36,6 @@ def pools_all(model: PreTrainedModel) -> bool:
     "Whether the head averages over all tokens of a text."
     return getattr(model.config, "classifier_pooling", "cls") not in ("cls", "bos")
 
-
-def _select(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
-    "Hooks that change the last states before the pooler, or else the head, reads them."
-
-    def at_output(module: nn.Module, args: tuple, output: Any) -> None:
-        output["last_hidden_state"] = change(output.last_hidden_state)
-
-    base: Any = model.base_model
-    pooler = getattr(base, "pooler", None)
-    if not isinstance(pooler, nn.Module):
-        return [base.register_forward_hook(at_output)]
-    if hasattr(base, "encoder"):
-        return [base.encoder.register_forward_hook(at_output)]
-    return [pooler.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))]
-
 # %% ../../nbs/packing/40_encoder.ipynb #2a6bb3d3
 @contextmanager
 def _reads_packed(model: PreTrainedModel, layout: Layout, fused: FusedAttention | None) -> Iterator[None]:
@@ -58,7 +45,7 @@ def _reads_packed(model: PreTrainedModel, layout: Layout, fused: FusedAttention 
     def change(states: Tensor) -> Tensor:
         return unpack(states[0], layout) if rectangle else states[0, layout.starts][:, None]
 
-    hooks = _select(model, change)
+    hook = before_head(model, change)
     if fused is None:
         model.config._attn_implementation = NAME
     else:
@@ -66,8 +53,7 @@ def _reads_packed(model: PreTrainedModel, layout: Layout, fused: FusedAttention 
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
         model.config._attn_implementation = before
         if fused is not None:
             fused.layout = None

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'PRUNERS', 'PACKAGES', 'listed', 'parts_of', 'data_sentences', 'encoder_name', 'model_sentence',
-           'loss_sentence', 'training_sentence', 'augmentation_sentences', 'space_sentence', 'objective_sentence',
-           'pruning_sentence', 'confirmation_sentence', 'decision_sentence', 'refit_sentence', 'test_sentence',
-           'statistics_sentence', 'means_sentence', 'methods']
+           'pooling_sentence', 'loss_sentence', 'training_sentence', 'augmentation_sentences', 'space_sentence',
+           'objective_sentence', 'pruning_sentence', 'confirmation_sentence', 'decision_sentence', 'refit_sentence',
+           'test_sentence', 'statistics_sentence', 'means_sentence', 'methods']
 
 # %% ../../nbs/paper/40_methods.ipynb #895d89fb
 import inspect
@@ -82,6 +82,13 @@ def _in_words(facts: Facts, name: str, value: Any) -> str:
     if name not in found:
         return format_value(value)
     return f"searched {'among' if found[name]['scale'] == 'choice' else 'from'} {found[name]['values']}"
+
+
+def pooling_sentence(facts: Facts) -> str:
+    "Return what the head read of a text; nothing if its own pooling was neither replaced nor searched."
+    default, model = facts.config["hpo"]["default_setting"], facts.config["model"]
+    read = _in_words(facts, "pooling", default.get("pooling") or model.get("pooling", "library"))
+    return "" if read == "library" else f"The pooling of the tokens for the head was {read}."
 
 
 def loss_sentence(facts: Facts) -> str:
@@ -303,7 +310,8 @@ def means_sentence(facts: Facts) -> str:
 
 def methods(facts: Facts) -> str:
     "Return the paragraph on methods, as plain text on one line."
-    sentences = [*data_sentences(facts), model_sentence(facts), loss_sentence(facts), training_sentence(facts)]
+    sentences = [*data_sentences(facts), model_sentence(facts), pooling_sentence(facts)]
+    sentences += [loss_sentence(facts), training_sentence(facts)]
     sentences += [*augmentation_sentences(facts), space_sentence(facts), objective_sentence(facts), pruning_sentence(facts)]
     sentences += [confirmation_sentence(facts), refit_sentence(facts), decision_sentence(facts), test_sentence(facts)]
     return " ".join(filter(None, [*sentences, statistics_sentence(facts), means_sentence(facts)]))

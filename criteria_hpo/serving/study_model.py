@@ -23,6 +23,7 @@ from ..core.errors import StudyError
 from ..evaluation.metrics import METRIC_TABLE
 from ..model.classifier import CompactableEncoder
 from ..model.encoders import load_tokenizer
+from ..model.pooling import own_poolings
 from .card import Score, model_card
 from .decision import Decision
 from .model_folder import MODEL, ModelFacts, holds_calibration, is_model_folder, write_model
@@ -95,7 +96,8 @@ def write_study_model(cfg: Config, made: StudyModel) -> Path:
         placed = made.decision.placed_in_weights() if holds_calibration(first.model, made.decision) else made.decision
         shown = f"studies/{cfg.hpo.study_name}/{MODEL}"
         manifest = shareable(made.manifest) | {"source": source}
-        card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), name=shown)
+        pooling = None if first.pooling in own_poolings(first.model) else first.pooling
+        card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), name=shown, pooling=pooling)
         facts = ModelFacts(made.criteria, made.decision, model.max_length, model.long_posts, manifest, card)
 
         def members() -> Iterator[CompactableEncoder]:

@@ -25,7 +25,7 @@ from ..gpu.deferred import DeferredSteps
 from ..model.device import make_scaler
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation
-from ..packing.encoder import PackedClassifier
+from ..packing.encoder import PackedClassifier, cannot_pack
 from ..speed.seconds_by_part import part
 from .checkpoint import FoldFile, State, random_state, set_random_state
 from criteria_hpo.training.epoch import (
@@ -117,7 +117,7 @@ def start_training(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int
     classifier.reset(seed)
     rates = hparams.classifier_dropout, hparams.hidden_dropout, hparams.attention_dropout
     loss = options.focal_alpha, options.label_smoothing, options.focal_gamma_2_is_bce
-    classifier.configure(*rates, hparams.focal_gamma, *loss)
+    classifier.configure(*rates, hparams.focal_gamma, *loss, hparams.pooling)
     freeze_layers(classifier.model, options.freeze_layers)
     set_gradient_checkpointing(classifier.model, options.gradient_checkpointing)
     torch.manual_seed(seed)
@@ -177,9 +177,8 @@ def train_fold(run: FoldRun, observer: Observer, file: FoldFile | None) -> None:
     "Train the remaining epochs, until early stopping or the last epoch; write the state to `file` when due."
     setup, hparams, fold, epochs = run.setup, run.hparams, run.fold, run.setup.training.num_epochs
     source, watched = training_source(setup.tokens, setup.variants, hparams), watched_rows(setup, fold)
-    packer = (
-        PackedClassifier(setup.classifier) if setup.gate is not None and setup.gate.allows(hparams.attention_dropout) else None
-    )
+    packs = setup.gate is not None and setup.gate.allows(hparams.attention_dropout) and not cannot_pack(setup.classifier.model)
+    packer = PackedClassifier(setup.classifier) if packs else None
     learning, so_far = replace(setup, tokens=source.tokens, packer=packer), ScoreSoFar(setup, fold, run.stopping)
 
     def after_step(finished: int, share: float) -> None:
