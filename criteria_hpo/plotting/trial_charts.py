@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.formatting import counted
 from ..drawing.charts import Axis, Bars, Chart, Line, Mark, Panel, Points, compact
 from ..drawing.palette import STATES
 from .plot_data import complete_trials, is_maximised, report_names, score_title
@@ -48,7 +49,7 @@ def history_chart(study: optuna.Study) -> Chart:
     reached = numbers[best.index(best[-1])]
     count = Counter(trial.state.name for trial in trials)
     alt = (
-        f"{len(trials):,} trials, of which {count['COMPLETE']:,} are complete and {count['PRUNED']:,} were pruned. The best "
+        f"{counted(len(trials), 'trial')}: {count['COMPLETE']:,} complete, {count['PRUNED']:,} pruned. The best "
         f"{score_title(study)} rises from {best[0]:.3f} to {best[-1]:.3f}, which trial {reached:,} reached."
     )
     panel = Panel(Axis("trial", whole=True), Axis(score_title(study)), tuple(marks))
@@ -90,7 +91,7 @@ def intermediate_values_chart(study: optuna.Study) -> Chart:
     stopped = Counter(max(trial.intermediate_values) for trial in reported if trial.state == TrialState.PRUNED)
     name, score = report_names(study)
     where = ", ".join(f"{count:,} after {name.split(' ')[0]} {step}" for step, count in sorted(stopped.items())[:6])
-    alt = f"{len(reported):,} trials by {name.split(' ')[0]}. Pruned: {where or 'none'}."
+    alt = f"{counted(len(reported), 'trial')} by {name.split(' ')[0]}. Pruned: {where or 'none'}."
     ticks = tuple((float(step), str(step)) for step in steps) if len(steps) <= 12 else ()
     return Chart("Scores by fold", alt, (Panel(Axis(name, ticks=ticks, whole=True), Axis(score), tuple(marks)),))
 
@@ -148,7 +149,7 @@ def edf_chart(study: optuna.Study) -> Chart:
     line = Line(scores, shares, "complete", width=2.5, steps=True)
     best = scores[-1] if is_maximised(study) else scores[0]
     alt = (
-        f"Of {len(scores):,} complete trials half reach {compact(median)} in {score_title(study)}, and a tenth "
+        f"Of {counted(len(scores), 'complete trial')} half reach {compact(median)} in {score_title(study)}, and a tenth "
         f"{compact(tenth)}; the best has {compact(best)}."
     )
     panel = Panel(Axis(score_title(study)), Axis("share of complete trials", limits=(0.0, 1.02)), (line,))
@@ -184,6 +185,6 @@ def timeline_chart(study: optuna.Study) -> Chart:
             marks.append(
                 Line(np.array(x), np.array(y, dtype=float), STATES[state], state.lower(), max(2.0, min(12.0, 300 / len(begun))))
             )
-    alt = f"{len(begun):,} trials ran within {compact(length / size)} {unit}, from {first:%Y-%m-%d %H:%M} on."
+    alt = f"{counted(len(begun), 'trial')} ran within {compact(length / size)} {unit}, from {first:%Y-%m-%d %H:%M} on."
     panel = Panel(Axis(f"{unit} since the first trial began"), Axis("trial", whole=True), tuple(marks))
     return Chart("When the trials ran", alt, (panel,), height=320)

@@ -16,7 +16,8 @@ import optuna
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.files import read_object
-from ..core.formatting import format_value, in_words
+from ..core.formatting import counted, format_value
+from ..drawing.charts import in_words
 from ..plotting.parameter_charts import best_tenth
 from ..plotting.plot_data import complete_trials, is_maximised
 
@@ -98,7 +99,7 @@ def next_steps(study: optuna.Study, manifest: dict[str, Any], folder: Path) -> l
         reason = (
             f"the best score still rose after {rise:.0%} of the trials"
             if rise > 2 / 3
-            else f"only {len(complete)} trials are complete"
+            else f"only {counted(len(complete), 'trial is', 'trials are')} complete"
         )
         steps.append(Step(f"More trials may find better settings: {reason}.", f"n_trials={2 * asked}"))
     else:

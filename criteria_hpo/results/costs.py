@@ -85,7 +85,7 @@ def study_costs(cfg: Config, study: optuna.Study) -> pd.DataFrame:
 # %% ../../nbs/results/60_costs.ipynb #87817242
 def readable_costs(table: pd.DataFrame) -> pd.DataFrame:
     "Return `costs_by_reason` for display: trials, folds, epochs and time by state and reason, as `spent of unpruned`."
-    index = pd.Index([f"{state.lower()} {reason}".strip() for state, reason in table.index], name="trials that were")
+    index = pd.Index([": ".join(filter(None, (state.lower(), reason))) for state, reason in table.index], name="trials that were")
     shown = pd.DataFrame({"trials": [f"{n:,}" for n in table.trials]}, index)
     for name in ("folds", "epochs"):
         shown[name] = [f"{a:,.0f} of {b:,.0f}" for a, b in zip(table[name], table[f"{name}_unpruned"])]
