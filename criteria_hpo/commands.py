@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .config.schema import Config
 from .core.errors import ConfigError, DataError, ModelError
 from .core.files import quick_imports
-from .core.formatting import format_value, show
+from .core.formatting import format_value, in_words, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def command_train(cfg: Config) -> None:
     spread = f"standard deviation {table.loc['std', 'score']:.4f} over {len(trained.folds)} folds"
     setting = ", ".join(f"{name}={format_value(value)}" for name, value in cfg.hpo.default_setting if value is not None)
     show(f"\nSetting: {setting}")
-    print(f"{metric} {table.loc['mean', 'score']:.4f}, {spread}")
+    print(f"{in_words(metric)} {table.loc['mean', 'score']:.4f}, {spread}")
     print(f"Stored in {trained.path}; the same command prints it again without training")
 
 # %% ../nbs/40_commands.ipynb #953bb78a

@@ -16,8 +16,7 @@ import optuna
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.files import read_object
-from ..core.formatting import counted, format_value
-from ..drawing.charts import in_words
+from ..core.formatting import counted, format_value, in_words
 from ..plotting.parameter_charts import best_tenth
 from ..plotting.plot_data import complete_trials, is_maximised
 
