@@ -465,7 +465,14 @@ def test_the_augmented_targets_of_make_run(cache, tmp_path, root, target):
     name = f"pc_ce_debv3_{target.removeprefix('hpo_deberta_')}"
     if target == "hpo":
         name = "mine"
-        given = {"STUDY": name, "N_TRIALS": "1", "PRESET": "smoke", "DATA": "demo", "MODEL": "tiny", "PARAMS": "studies/params/demo.yaml"}
+        given = {
+            "STUDY": name,
+            "N_TRIALS": "1",
+            "PRESET": "smoke",
+            "DATA": "demo",
+            "MODEL": "tiny",
+            "PARAMS": "studies/params/demo.yaml",
+        }
         given["OVERRIDES"] = " ".join([*less, "augmentation=nlpaug", "hpo.search_space.aug_enable.choices=[true]"])
     words = [f"{key}={value}" for key, value in given.items()]
     shown = subprocess.run(["make", "-n", target, *words], cwd=root, capture_output=True, text=True, check=True).stdout
