@@ -181,6 +181,7 @@ DIMENSIONS = {
     "max_grad_norm": "{type: loguniform, low: 0.5, high: 5.0}",
     "freeze_layers": "{type: int, low: 0, high: 4, step: 2}",
     "gradient_checkpointing": "{type: categorical, choices: [true, false]}",
+    "layer_decay": "{type: uniform, low: 0.7, high: 1.0}",
 }
 
 

@@ -239,7 +239,8 @@ def test_each_fold_may_be_forgiven_once(setup, inject):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("scheduler", "constant"), ("max_grad_norm", 0.01), ("label_smoothing", 0.1), ("freeze_layers", 1)]
+    ("option", "value"),
+    [("scheduler", "constant"), ("max_grad_norm", 0.01), ("label_smoothing", 0.1), ("freeze_layers", 1), ("layer_decay", 0.6)],
 )
 def test_an_option_of_the_setting_is_the_one_of_the_study(setup, once, option, value):
     sampled = run_single_fold(setup, SETTING.model_copy(update={option: value}), setup.folds[0], seed=3)

