@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 
+from .fold_table import fold_table
 from .parts import packed_predictions, packed_rows, stored_predictions
 from .rows import RESTORED, study_rows
 from ..core.errors import StudyError
@@ -57,6 +58,7 @@ def write_archive(study: optuna.Study, ledger: LedgerReader, folder: Path, predi
             for kind, (name, content) in files.items():
                 _write(folder / name, content)
                 names[kind].append(name)
+        _write(folder / "folds.csv", fold_table(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
         _write(folder / "study.json", _about(study, known.texts, names["trials"], names["predictions"]))
     except OSError as err:
         raise StudyError(f"{folder}: cannot be written ({err.strerror}); name another folder with output=") from None
