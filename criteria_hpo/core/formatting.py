@@ -62,9 +62,17 @@ CELLS = dict.fromkeys(("p", "p_holm", "p adjusted", "importance"), three_places)
 )
 
 
+def _column(values: "pd.Series[Any]") -> "pd.Series[str]":
+    "The cells of a column as text; shares, that is floats from 0.001 to 1, with four decimals."
+    sizes = values.abs() if values.dtype.kind == "f" else None
+    if sizes is None or not sizes[sizes > 0].between(0.001, 1).all() or (sizes.dropna() % 1 == 0).all():
+        return values.map(format_value)
+    return values.map(lambda value: "" if math.isnan(value) else f"{value:.4f}")
+
+
 def readable(table: "pd.DataFrame") -> "pd.DataFrame":
     "A copy of the table for display: every cell as text, p values and importances with three decimals, names in words."
-    shown = table.map(format_value)
+    shown = table.apply(_column) if len(table) else table.map(format_value)
     for name in table.columns.intersection(list(CELLS)):
         shown[name] = table[name].map(CELLS[name])
     return shown.rename(columns=WORDS, index=in_words if table.index.name in CELLS else None)

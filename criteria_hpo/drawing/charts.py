@@ -10,6 +10,7 @@ __all__ = ['Ticks', 'Numbers', 'Mark', 'Axis', 'log_ticks', 'log_axis', 'Points'
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,11 @@ class Chart:
     def rows(self) -> int:
         "The number of rows of panels."
         return math.ceil(len(self.panels) / self.columns)
+
+    @property
+    def titles(self) -> list[str]:
+        "The titles of the panels, in lines that are no longer than a panel is wide."
+        return [fill(panel.title, 100 // self.columns) for panel in self.panels]
 
     @property
     def named(self) -> list[tuple[str, Mark]]:

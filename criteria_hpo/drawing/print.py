@@ -126,12 +126,12 @@ def print_figure(chart: Chart, titled: bool = True, width: float = WIDTH) -> Fig
     "Return the chart as a matplotlib figure that no window shows, `width` in inches; `titled`: no, where a caption follows."
     figure = Figure(figsize=(width, 0.8 + chart.rows * chart.height / 100), layout="constrained", facecolor=LIGHT["paper"])
     grid = figure.subplots(chart.rows, chart.columns, squeeze=False)
-    for panel, axes in zip(chart.panels, grid.flat):
+    for panel, title, axes in zip(chart.panels, chart.titles, grid.flat):
         for mark in panel.marks:
             DRAW[type(mark)](axes, mark)
         _scale(axes, panel.x, "x")
         _scale(axes, panel.y, "y")
-        axes.set_title(panel.title, fontsize=10, color=LIGHT["text"])
+        axes.set_title(title, fontsize=10, color=LIGHT["text"])
         _finish(axes)
     for axes in grid.flat[len(chart.panels) :]:
         axes.remove()

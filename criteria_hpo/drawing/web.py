@@ -96,7 +96,7 @@ def _span(panel: Panel, letter: str) -> float:
 def _axis(axis: Axis, span: float = math.inf) -> dict[str, Any]:
     "Return plotly's description of an axis; `span`: of its values."
     look: dict[str, Any] = {
-        "title": axis.title,
+        "title": axis.title.replace("\n", "<br>"),
         "type": "log" if axis.log else "linear",
         "gridcolor": LIGHT["grid"],
         "zeroline": False,
@@ -142,10 +142,10 @@ def _trace(mark: Mark, panel: Panel, legend: bool) -> Any:
 # %% ../../nbs/drawing/30_web.ipynb #246ee879
 def web_figure(chart: Chart) -> Figure:
     "Return the chart as a plotly figure on light paper."
-    titles = [panel.title for panel in chart.panels]
+    titles = [title.replace("\n", "<br>") for title in chart.titles]
     gaps = {
         "vertical_spacing": min(0.3, 110 / (chart.height * chart.rows)),
-        "horizontal_spacing": {1: 0.0, 2: 0.16, 3: 0.09}.get(chart.columns, 0.06),
+        "horizontal_spacing": {1: 0.0, 2: 0.16, 3: 0.11}.get(chart.columns, 0.06),
     }
     figure = make_subplots(chart.rows, chart.columns, subplot_titles=titles, **gaps)
     shown = {""}
@@ -165,10 +165,10 @@ def web_figure(chart: Chart) -> Figure:
         "barmode": "overlay",
     }
     label = {"bgcolor": LIGHT["panel"], "font_color": LIGHT["text"], "bordercolor": LIGHT["soft"]}
-    room = {"l": 10, "r": 24, "t": 40 + 22 * any(titles), "b": 10}
-    figure.update_annotations(font={"size": 13, "color": LIGHT["text"]}).update_xaxes(automargin=True).update_yaxes(
-        automargin=True
-    )
+    room = {"l": 10, "r": 24, "t": 40 + 20 * max(title.count("<br>") + bool(title) for title in titles), "b": 10}
+    for number, title in zip([number for number, title in enumerate(titles) if title], figure.layout.annotations):
+        title.update(name=str(number), font={"size": 13, "color": LIGHT["text"]})  # the script moves it with its panel
+    figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
     return figure.update_layout(
         template="none", margin=room, hoverlabel=label, hovermode="closest", modebar_color=LIGHT["soft"], **paper
     )
@@ -184,8 +184,9 @@ def figure_html(chart: Chart, name: str) -> str:
     height = chart.rows * chart.height + 40
     alt, note = escape(chart.alt), escape(chart.note)
     return (
-        f'<figure id="{name}"><div class="chart" id="chart_{name}" role="img" aria-label="{alt}" tabindex="0" '
-        f'style="height:{height}px"></div>\n'
+        f'<figure id="{name}"><div class="frame"><div class="chart" id="chart_{name}" role="img" aria-label="{alt}" tabindex="0" '
+        f'data-height="{height}" data-panel="{chart.height}" data-panels="{len(chart.panels)}" '
+        f'data-named="{len(chart.named)}" style="height:{height}px"></div></div>\n'
         f"<figcaption>{alt}{' ' + note if note else ''}</figcaption></figure>\n"
         f'<script type="application/json" data-chart="chart_{name}">{as_json(str(web_figure(chart).to_json()))}</script>\n'
     )
@@ -196,11 +197,49 @@ SCRIPT = """
 const SWAP = %SWAP%, CONFIG = %CONFIG%, root = document.documentElement, button = document.getElementById("theme");
 const system = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-function draw(node, dark) {
+const PAPER = 680, slim = matchMedia("(max-width: 640px)");
+const plain = (text) => text.replace(/<br>/g, " "), short = (text) => plain(text).replace(/(\\S.{12,}?) /g, "$1<br>");
+const title = (text) => plain(text).replace(/(.{26,}?) /g, "$1<br>");
+const each = (node) => node.dataset.panels > 1 ? Math.min(node.dataset.panel, 300) : +node.dataset.panel;
+function size(node, paper) {
+  const stacked = node.dataset.panels * each(node) + 40 + 20 * node.dataset.named;
+  node.style.height = `${slim.matches && !paper ? stacked : node.dataset.height}px`;
+}
+function stack(node, made) {
+  const layout = made.layout, axes = Object.keys(layout).filter((key) => /^xaxis\\d*$/.test(key)), rows = axes.length;
+  const gap = 80 / (rows * each(node));
+  made.data.forEach((trace) => { if (trace.name) trace.name = short(trace.name); });
+  let score = "", names = null;
+  axes.forEach((key, number) => {
+    const y = layout[key.replace("x", "y")], low = rows - 1 - number;
+    Object.assign(y, {domain: [low / rows + (low ? gap : 0), (low + 1) / rows]});
+    if (y.ticktext) {  // names of rows, which the panels beside the first may leave out
+      names = y.ticktext.some((text) => text) ? y.ticktext.map(short) : names;
+      y.ticktext = names;
+    } else {
+      score = (y.title && y.title.text) || score;
+      y.title = {text: score};
+    }
+    layout[key].domain = [0, 1];
+    const notes = (layout.annotations || []).filter((note) => note.name === String(number));
+    notes.forEach((note) => Object.assign(note, {x: 0.5, y: y.domain[1], text: title(note.text)}));
+    if (layout[key].title && layout[key].title.text) layout[key].title.text = plain(layout[key].title.text);
+    const columns = (layout[key].ticktext || []).length;
+    if (columns > 8 && layout[key].type !== "log") node.style.minWidth = `${64 * columns}px`;
+  });
+}
+function draw(node, dark, paper) {
   let text = document.querySelector(`script[data-chart="${node.id}"]`).textContent;
   if (dark) text = text.replace(/#[0-9a-f]{6}/g, (colour) => SWAP[colour] || colour);
   const made = JSON.parse(text);
   node.dataset.drawn = dark ? "dark" : "light";
+  node.style.minWidth = "";
+  size(node, paper);
+  if (paper) {
+    Object.assign(made.layout, {width: PAPER, font: {...made.layout.font, size: 10}});
+    (made.layout.annotations || []).forEach((note) => { note.font.size = 10; });
+  }
+  else if (slim.matches) stack(node, made);
   return Plotly.react(node, made.data, made.layout, CONFIG);
 }
 const charts = [...document.querySelectorAll(".chart")];
@@ -208,6 +247,8 @@ const seen = new IntersectionObserver((entries) => entries.filter((entry) => ent
   seen.unobserve(entry.target);
   draw(entry.target, isDark());
 }), {rootMargin: "600px"});
+const fit = () => charts.forEach((node) => size(node));
+fit();
 charts.forEach((node) => seen.observe(node));
 function redraw() {
   button.textContent = isDark() ? "Light" : "Dark";
@@ -215,8 +256,9 @@ function redraw() {
 }
 button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; redraw(); });
 system.addEventListener("change", redraw);
-addEventListener("beforeprint", () => charts.forEach((node) => draw(node, false)));
-addEventListener("afterprint", redraw);
+slim.addEventListener("change", () => { fit(); redraw(); });
+addEventListener("beforeprint", () => charts.forEach((node) => draw(node, false, true)));
+addEventListener("afterprint", () => { fit(); redraw(); });
 redraw();
 """
 
@@ -240,25 +282,36 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 0.4rem; }
 p, li { max-width: 46rem; }
 a { color: var(--link); }
 figure { margin: 0 0 1.5rem; }
+figure img { max-width: 100%; }
+.frame { overflow-x: auto; }
 figcaption { margin-top: 0.4rem; color: var(--soft); font-size: 0.88rem; max-width: 52rem; }
 .chart { width: 100%; }
-.scroll { overflow-x: auto; margin: 0.6rem 0 1rem; }
+.scroll { overflow-x: auto; margin: 0.6rem 0 1rem; background:
+  linear-gradient(to right, var(--paper), transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper), transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--soft), transparent) left / 0.6rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--soft), transparent) right / 0.6rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
 th, td { padding: 0.28rem 0.7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
-th:first-child, .word { text-align: left; }
+th:first-child, .word { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: break-word; }
 pre { background: var(--panel); padding: 0.6rem 0.8rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem; }
 code { font-family: ui-monospace, Menlo, Consolas, monospace; }
-nav ol { padding-left: 1.2rem; columns: 2; max-width: 40rem; }
+nav ol { padding-left: 1.2rem; columns: 2 14rem; max-width: 40rem; }
 .big { display: flex; flex-wrap: wrap; gap: 0.8rem; padding: 0; margin: 1.2rem 0; list-style: none; }
 .big li { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 10rem; }
 .big b { display: block; font-size: 1.45rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 #theme { float: right; font: inherit; padding: 0.2rem 0.8rem; color: var(--text); background: var(--panel);
   border: 1px solid var(--soft); border-radius: 6px; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-@media print { #theme, nav, .modebar { display: none; } body { max-width: none; padding: 0; font-size: 11pt; }
-  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
+@media (max-width: 640px) { body { padding: 0.6rem 0.9rem 3rem; } }
+@page { size: A4; margin: 14mm; }
+@media print { #theme, nav, .modebar { display: none !important; } body { max-width: none; padding: 0; font-size: 10pt; }
+  figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; } thead { display: table-header-group; }
+  .scroll, .frame, pre { overflow: visible; } .scroll { background: none; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  table { font-size: 7pt; } th, td, th:first-child, .word { white-space: normal; padding: 0.15rem 0.3rem; min-width: 0; } }
 """
 
 

@@ -9,6 +9,7 @@ __all__ = ['LEAST_LINES', 'MOST_LINES', 'N_PAIRED', 'N_CELLS', 'WIDTH', 'importa
 # %% ../../nbs/plotting/40_parameter_charts.ipynb #2be83c33
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from textwrap import fill
 
@@ -95,7 +96,8 @@ def slice_chart(study: optuna.Study) -> Chart:
             marks.append(
                 Points(scale.places([best]), [float(best.value or 0.0)], "best", "best", [f"trial {best.number}"], "diamond", 11)
             )
-        panels.append(Panel(scale.axis, Axis(score_title(study) if number % columns == 0 else ""), tuple(marks)))
+        axis = replace(scale.axis, title=fill(scale.title, 20, break_long_words=False))
+        panels.append(Panel(axis, Axis(score_title(study) if number % columns == 0 else ""), tuple(marks)))
     values = "; ".join(f"{in_words(name)} {compact(best.params[name])}" for name in names if name in best.params)
     alt = f"The best {score_title(study)}, {compact(best.value)} of trial {best.number:,}, is reached at {values}."
     return Chart(
@@ -148,7 +150,10 @@ def parallel_coordinate_chart(study: optuna.Study) -> Chart:
     marks.append(Line(across[:-1], heights[0], "best", f"best (trial {best[0].number:,})", 4))
     for at, labels in enumerate([first.labels, *(scale.labels for scale in scales)]):
         marks += _axis_marks(at, labels, bool((heights[:, at] < 0).any()))
-    ticks = tuple((float(at), fill(title, 11)) for at, title in enumerate([score_title(study), *(s.title for s in scales)]))
+    ticks = tuple(
+        (float(at), fill(title, 13, break_long_words=False))
+        for at, title in enumerate([score_title(study), *(s.title for s in scales)])
+    )
     middle = [f"{in_words(n)} {compact(np.nanmedian(s.places(best)))}" for n, s in zip(names, scales) if not s.choices]
     n_all, score = len(complete_trials(study)), score_title(study)
     shown = f"The best {len(best):,} of {n_all:,} complete trials, {score} {low:.3f} to {high:.3f}."

@@ -132,10 +132,11 @@ def savings_chart(study: optuna.Study) -> Chart:
     ticks = tuple(zip(places.tolist(), rules))
     left = Panel(
         Axis("folds trained", ticks=tuple((float(k), str(k)) for k in range(n_folds + 1))),
-        Axis("trials", whole=True),
+        Axis("trials", whole=True, limits=(0, 1.12 * max(1, *(count for bar in bars for count in bar.y)))),
         tuple(bars),
     )
-    right = Panel(Axis("folds", whole=True, limits=(0, 1.15 * max(*trained, *saved, 1))), Axis("stopped by", ticks=ticks), shares)
+    most = 1.15 * max(*trained, *saved, 1)
+    right = Panel(Axis("folds, by stopping rule", whole=True, limits=(0, most)), Axis(ticks=ticks), shares)
     all_, kept = sum(trained) + sum(saved), sum(trained)
     alt = f"{kept:,} folds were trained; without pruning it would have been {all_:,}: {saved_share(kept, all_):.0%} saved."
     return Chart("What pruning saved", alt, (left, right), columns=2, height=340)

@@ -23,9 +23,9 @@ from ..drawing.charts import Chart
 from ..drawing.web import document, figure_html
 from ..plotting.plot_data import complete_trials, metric_name
 from ..plotting.plots import study_charts
-from .markup import command, headline, paragraphs, picture_html, section, table_html
+from .markup import command, headline, paragraphs, section, stored_figure, table_html
 from .next_steps import next_steps
-from .tables import asked_table, evaluation_charts, evaluation_tables, space_table, top_table
+from .tables import asked_table, evaluation_charts, evaluation_tables, space_table, top_parts
 from ..results.corrected import SELECTION, known_correction
 from ..results.costs import costs_by_reason, costs_summary
 from ..results.report import best_overrides, best_table, format_seconds, pruning_savings, study_summary
@@ -61,7 +61,7 @@ def _evaluated(folder: Path, metric: str) -> str:
 def _asked(manifest: dict[str, Any], folder: Path) -> str:
     "Return what was searched."
     asked = table_html(asked_table(manifest), "The study") + table_html(space_table(manifest), "The searched parameters")
-    return section("asked", "What was asked", asked, picture_html(folder / "plots" / "data.png"))
+    return section("asked", "What was asked", asked, stored_figure(folder / "plots" / "data.html"))
 
 # %% ../../nbs/reporting/40_study_report.ipynb #31686f84
 def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
@@ -69,10 +69,9 @@ def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
     folds, parts = Ledger(storage_url(cfg), study.study_name).folds(), list[str]()
     parts.append(paragraphs(study_summary(study, folds=folds).splitlines()))
     if complete_trials(study):
-        parts.append(
-            "<h3>The ten best trials</h3>\n"
-            + table_html(top_table(study), "Mean, spread over folds, score of each fold, and settings")
-        )
+        scores, settings = top_parts(study)
+        best = table_html(scores, "Mean, spread over folds, and score of each fold") + table_html(settings, "Their settings")
+        parts.append(f"<h3>The ten best trials</h3>\n{best}")
         parts.append(table_html(best_table(study).reset_index(), "The best setting beside the default"))
         parts.append(
             "<p>To train it again, append to the settings of this study:</p>" + command(f"command=train {best_overrides(study)}")
