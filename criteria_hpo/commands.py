@@ -98,14 +98,16 @@ def command_hpo(cfg: Config) -> None:
         from criteria_hpo.execution.study import run_hpo
 
     run = run_hpo(cfg)
+    from criteria_hpo.plotting.plots import study_charts
     from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import correct, correction_text
     from criteria_hpo.results.stored import plots_text, report_text, test_text  # draws plots, which the search does not need
 
     show(report_text(cfg, run.study))
     show(f"\nThe luck of the best\n{correction_text(*correct(run))}")
-    show(f"\n{plots_text(cfg, run.study)}")
-    show(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}\n{report_line(cfg, run.study)}")
+    drawn = study_charts(run.study)  # once, for the plots and for the report
+    show(f"\n{plots_text(cfg, run.study, drawn)}")
+    show(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}\n{report_line(cfg, run.study, drawn[0])}")
 
 # %% ../nbs/40_commands.ipynb #c0f1a002
 def command_evaluate(cfg: Config) -> None:
@@ -132,14 +134,16 @@ def command_status(cfg: Config) -> None:
 # %% ../nbs/40_commands.ipynb #b9658891
 def command_report(cfg: Config) -> None:
     "Print the results of a study and its stored test result, and redraw its plots and report.html; trains nothing."
+    from criteria_hpo.plotting.plots import study_charts
     from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import stored_correction
     from criteria_hpo.results.stored import plots_text, report_text, stored_study, test_text
 
     study = stored_study(cfg)
+    drawn = study_charts(study)
     show(report_text(cfg, study))
     show(f"\nThe luck of the best\n{stored_correction(cfg, study)}")
-    show(f"\n{plots_text(cfg, study)}\n\n{test_text(cfg, study)}\n{report_line(cfg, study)}")
+    show(f"\n{plots_text(cfg, study, drawn)}\n\n{test_text(cfg, study)}\n{report_line(cfg, study, drawn[0])}")
 
 # %% ../nbs/40_commands.ipynb #e253a5b7
 def command_train(cfg: Config) -> None:

@@ -104,7 +104,7 @@ def report(study: optuna.Study, charts: dict[str, Chart], tmp_path_factory: pyte
         "git_commit": "0",
     }
     (study_dir(cfg) / "manifest.json").write_text(json.dumps(about))
-    save_plots(study, study_dir(cfg) / "plots", charts)
+    save_plots(study, study_dir(cfg) / "plots", (charts, {}))
     return write_report(cfg, study, charts)
 
 
@@ -234,7 +234,7 @@ def test_all_is_drawn_in_time(n_trials: int, seconds: int, tmp_path: Path) -> No
     study.set_user_attr("identity", identity_settings(cfg))
     begin = time.process_time()
     charts, notes = study_charts(study)
-    assert (save_plots(study, tmp_path / "plots", charts)["note"] == "").all() and not notes
+    assert (save_plots(study, tmp_path / "plots", (charts, notes))["note"] == "").all() and not notes
     path = write_report(cfg, study, charts)
     spent = time.process_time() - begin
     print(f"{n_trials:,} trials: {spent:.1f} s of CPU, {path.stat().st_size / 1e6:.1f} MB")

@@ -294,7 +294,7 @@ figcaption { margin-top: 0.4rem; color: var(--soft); font-size: 0.88rem; max-wid
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
 th, td { padding: 0.28rem 0.7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
+thead th { white-space: normal; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 th:first-child, .word { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: break-word; }
 pre { background: var(--panel); padding: 0.6rem 0.8rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem; }
 code { font-family: ui-monospace, Menlo, Consolas, monospace; }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.formatting import counted
-from .facts import Facts, searched
+from .facts import Facts
 from criteria_hpo.paper.methods import (
     confirmation_sentence,
     data_sentences,
@@ -86,7 +86,7 @@ def changes_answer(facts: Facts) -> str:
 # %% ../../nbs/paper/50_checklist.ipynb #cefa998b
 def _trials(facts: Facts) -> str:
     "Return the number of parameters and of trials."
-    n = counted(len(searched(facts.config)), "hyperparameter")
+    n = counted(len(facts.searched), "hyperparameter")
     return f"{n} (values: tables/space). {objective_sentence(facts)} {pruning_sentence(facts)}"
 
 

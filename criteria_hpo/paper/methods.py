@@ -13,11 +13,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from ..core.formatting import counted, format_value
+from ..core.formatting import counted, format_value, in_words
 from ..evaluation.permutation import permutation_test
-from .facts import Facts, searched
-from .study_tables import range_of, title_of
+from .facts import Facts
 from ..results.report import format_seconds
+from ..search.dimensions import range_of
 
 # %% ../../nbs/paper/40_methods.ipynb #69b37634
 def listed(words: list[str]) -> str:
@@ -78,7 +78,7 @@ def model_sentence(facts: Facts) -> str:
 # %% ../../nbs/paper/40_methods.ipynb #a3f0ace2
 def _in_words(facts: Facts, name: str, value: Any) -> str:
     "Return a setting's value, or what was searched."
-    found = {dimension.name: range_of(dimension) for dimension in searched(facts.config)}
+    found = {dimension.name: range_of(dimension) for dimension in facts.searched}
     if name not in found:
         return format_value(value)
     return f"searched {'among' if found[name]['scale'] == 'choice' else 'from'} {found[name]['values']}"
@@ -114,7 +114,7 @@ def training_sentence(facts: Facts) -> str:
     where = inner if stop["split"] == "inner" else "the validation fold itself, which makes its score optimistic"
     ended = f", stopped after {counted(patience, 'epoch')} without improvement" if patience < epochs else ""
     few = f" (or the loss, where fewer than {stop['min_positives']:,} pairs were positive)" if stop["min_positives"] else ""
-    by = f"{title_of(facts.config['hpo']['metric'])}{few}"
+    by = f"{in_words(facts.config['hpo']['metric'])}{few}"
     norm = _in_words(facts, "max_grad_norm", training["max_grad_norm"])
     decay = _in_words(facts, "layer_decay", default.get("layer_decay") or training.get("layer_decay", 1.0))
     lower = "" if decay == "1" else f" The learning rate of each layer was that of the layer above times a factor ({decay})."
@@ -128,7 +128,7 @@ def training_sentence(facts: Facts) -> str:
 def augmentation_sentences(facts: Facts) -> list[str]:
     "Return how posts were reworded; nothing without augmentation."
     augmentation, default = facts.config["augmentation"], facts.config["hpo"]["default_setting"]
-    found = {dimension.name for dimension in searched(facts.config)}
+    found = {dimension.name for dimension in facts.searched}
     if not augmentation["enable"] or not (default["aug_enable"] or "aug_enable" in found):
         return []
     whose = "positive training posts" if augmentation["classes"] == "positive" else "training posts of both classes"
@@ -158,7 +158,7 @@ PRUNERS = {
 
 def space_sentence(facts: Facts) -> str:
     "Return what was searched, by whom, and how many trials."
-    dimensions, hpo = searched(facts.config), facts.config["hpo"]
+    dimensions, hpo = facts.searched, facts.config["hpo"]
     names = [f"{dimension.name.replace('_', ' ')} ({_short(dimension)})" for dimension in dimensions]
     random = hpo["sampler"]["n_startup_trials"]
     first = f", after {counted(random, 'random trial')}" if hpo["sampler"]["type"] in ("tpe", "gp", "cmaes") and random else ""
@@ -188,7 +188,7 @@ def objective_sentence(facts: Facts) -> str:
         "fixed": " at a threshold of 0.5",
     }[facts.config.get("objective", {}).get("threshold", "fixed")]
     decided = "" if hpo["metric"] == "average_precision" else threshold
-    title = title_of(hpo["metric"])
+    title = in_words(hpo["metric"])
     failed = f"; {counted(trials['FAIL'], 'trial')} diverged or failed" if trials.get("FAIL") else ""
     n = sum(trials.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
     mean, crossed = ("", "on ") if facts.folds == 1 else ("mean ", "in cross-validation on ")
@@ -244,7 +244,7 @@ def decision_sentence(facts: Facts) -> str:
     own = f", with other values for {counted(n_own, 'criterion', 'criteria')}" if n_own else ""
     on = rule["chosen_on"]
     where = f" ({counted(on['pairs'], 'prediction')} for {counted(on['groups'], 'group')})" if on else ""
-    threshold = f"the threshold that maximises {title_of(rule['metric'])}"
+    threshold = f"the threshold that maximises {in_words(rule['metric'])}"
     return (
         f"Calibration (none, temperature or Platt scaling; chosen: {kind}) and {threshold} ({rule['value']:.3f}{own}) "
         f"were set on out-of-fold predictions{where}, by the same rule for every model."

@@ -158,9 +158,9 @@ def write_report(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | No
         raise StudyError(f"{path}: the report cannot be written ({err.strerror})") from None
 
 
-def report_line(cfg: Config, study: optuna.Study) -> str:
-    "Write the report; return where it is, or why it could not be written."
+def report_line(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | None = None) -> str:
+    "Write the report, see `write_report`; return where it is, or why it could not be written."
     try:
-        return f"Report: {write_report(cfg, study)}"
+        return f"Report: {write_report(cfg, study, charts)}"
     except StudyError as err:
         return f"No report: {err}"

@@ -19,6 +19,8 @@ from ..core.formatting import counted, format_value, in_words, readable
 from ..drawing.charts import Chart
 from ..plotting.plot_data import complete_trials, is_maximised, score_title
 from ..plotting.score_charts import four_scores_chart, reliability_chart
+from ..search.dimensions import range_of, searched
+from ..search.search_space import parse_space
 
 # %% ../../nbs/reporting/20_tables.ipynb #f6916379
 def asked_table(manifest: dict[str, Any]) -> pd.DataFrame:
@@ -57,21 +59,10 @@ def asked_table(manifest: dict[str, Any]) -> pd.DataFrame:
 def space_table(manifest: dict[str, Any]) -> pd.DataFrame:
     "Return the searched parameters: their range or choices, their default, and whether they are conditional."
     config, rows = manifest["config"]["hpo"], []
-    for name, about in config["search_space"].items():
-        choices = about.get("choices")
-        needed = (about.get("condition") or {}).items()
-        unreachable = any(value not in config["search_space"][parent].get("choices", [value]) for parent, value in needed)
-        if unreachable or (choices is not None and len(choices) < 2):
-            continue
-        span = (
-            ", ".join(map(str, choices))
-            if choices
-            else f"{format_value(float(about['low']))} to {format_value(float(about['high']))}"
-        )
-        only = ", ".join(f"{in_words(other)} is {value}" for other, value in needed)
-        default = config["default_setting"].get(name)
-        scale = "choice" if choices else "log" if about["type"].startswith("log") else "linear"
-        rows.append((in_words(name), span, scale, "" if default is None else str(format_value(default)), only))
+    for dimension in searched(parse_space(config["search_space"])):
+        only = ", ".join(f"{in_words(other)} is {value}" for other, value in dimension.condition.items())
+        default = format_value(config["default_setting"].get(dimension.name))
+        rows.append((in_words(dimension.name), *range_of(dimension).values(), default, only))
     return pd.DataFrame(rows, columns=["parameter", "searched", "scale", "default", "only if"])
 
 # %% ../../nbs/reporting/20_tables.ipynb #1dfaeb2d

@@ -17,7 +17,7 @@ from ..config.paths import make_study_dir, storage_url, study_dir
 from ..config.schema import Config
 from ..core.errors import StudyError, did_you_mean
 from ..core.formatting import readable
-from ..plotting.plots import save_plots
+from ..plotting.plots import Drawn, save_plots
 from .costs import costs_by_reason, costs_summary, readable_costs
 from .learning import learning_remark
 from .looks import stored_results
@@ -124,19 +124,19 @@ def report_text(cfg: Config, study: optuna.Study) -> str:
     return "\n\n".join(parts)
 
 # %% ../../nbs/results/70_stored.ipynb #56ad830a
-def redraw(cfg: Config, study: optuna.Study) -> str:
-    "Draw the study's plots into its folder; return a list of them as text, with the reason for each missing one."
+def redraw(cfg: Config, study: optuna.Study, drawn: Drawn | None = None) -> str:
+    "Write the study's plots, `drawn` or else drawn here; return a list of them, with the reason for each missing one."
     folder = make_study_dir(cfg) / "plots"
-    plots = save_plots(study, folder)
+    plots = save_plots(study, folder, drawn)
     lines = [f"Plots, each as HTML and PNG: {folder}"]
     lines += [f"  {row.plot}{': ' + row.note if row.note else ''}" for row in plots.itertuples()]
     return "\n".join(lines)
 
 # %% ../../nbs/results/70_stored.ipynb #5ed6159d
-def plots_text(cfg: Config, study: optuna.Study) -> str:
+def plots_text(cfg: Config, study: optuna.Study, drawn: Drawn | None = None) -> str:
     "Return the text of `redraw`, or a line where nothing can be written."
     try:
-        return redraw(cfg, study)
+        return redraw(cfg, study, drawn)
     except StudyError as err:
         return f"Plots were not drawn: {err}"
 

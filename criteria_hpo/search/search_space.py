@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKED', 'ReachableOptions', 'parse_space', 'suggest', 'hparams_of', 'sample', 'default_params', 'fit_setting',
-           'first_changes', 'warm_start_settings', 'fixed_params', 'split_by_condition', 'offered_values',
-           'largest_batch_size', 'middle_setting', 'reachable_options', 'check_augmentation']
+           'first_changes', 'warm_start_settings', 'fixed_params', 'split_by_condition', 'largest_batch_size',
+           'middle_setting', 'reachable_options', 'check_augmentation']
 
 # %% ../../nbs/search/20_search_space.ipynb #219ca28d
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ..config.hparams import HParams
 from ..config.schema import Config
 from ..core.errors import ConfigError, did_you_mean, logger
-from .dimensions import Dimension, as_stored, bounds, parse_dimension
+from .dimensions import Dimension, as_stored, bounds, offered_values, parse_dimension
 
 # %% ../../nbs/search/20_search_space.ipynb #f1ad12dd
 def _checked_condition(child: Dimension, declared: dict[str, Dimension]) -> dict[str, Any]:
@@ -138,11 +138,6 @@ def split_by_condition(space: tuple[Dimension, ...]) -> tuple[dict[str, BaseDist
         elif all((p in always or p in sometimes) and certain.get(p, value) == value for p, value in d.condition.items()):
             sometimes.append(d.name)
     return always, sometimes
-
-# %% ../../nbs/search/20_search_space.ipynb #4b9939e9
-def offered_values(distribution: BaseDistribution) -> tuple[Any, ...]:
-    "Return the choices, or the bounds of an interval."
-    return distribution.choices if isinstance(distribution, CategoricalDistribution) else bounds(distribution)
 
 # %% ../../nbs/search/20_search_space.ipynb #4235fec1
 def largest_batch_size(space: tuple[Dimension, ...], defaults: HParams) -> int:
