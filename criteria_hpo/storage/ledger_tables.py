@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import open_tables
-from .engine import reading
+from .engine import clock, reading
 from .retries import with_retries
 
 # %% ../../nbs/storage/50_ledger_tables.ipynb #b546d229
@@ -141,11 +141,12 @@ class LedgerReader:
 
     @with_retries
     def costs(self, first: int) -> list[sa.Row]:
-        "Return the slots from number `first` on, in order: outcome, value, progress, owner, and number of committed `folds`."
+        "Return the slots from number `first` on, in order: outcome, value, progress, owner, committed `folds`, whether `held`."
         here = (FOLDS.c.study == SLOTS.c.study) & (FOLDS.c.slot == SLOTS.c.slot)
         folds = sa.select(sa.func.count()).select_from(FOLDS).where(here).scalar_subquery().label("folds")
         names = "slot trial_id outcome value seconds fold share host boot space pid started"
-        columns = [SLOTS.c[name] for name in names.split()]
+        held = sa.func.coalesce(SLOTS.c.until >= clock(self.engine), sa.false()).label("held")
+        columns = [*(SLOTS.c[name] for name in names.split()), held]
         query = sa.select(*columns, folds).where((SLOTS.c.study == self.study) & (SLOTS.c.slot >= first))
         with reading(self.engine) as db:
             return list(db.execute(query.order_by(SLOTS.c.slot)))
