@@ -4,27 +4,42 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from bleach._vendor import html5lib
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from criteria_hpo.benchmark.report import profile_chart, ratios_chart
+from criteria_hpo.comparing.compare import compare
+from criteria_hpo.comparing.examples import store_examples
 from criteria_hpo.config.load import identity_settings, load_config
 from criteria_hpo.config.paths import study_dir
 from criteria_hpo.config.schema import Config
 from criteria_hpo.core.figures import embedded_library
 from criteria_hpo.drawing.charts import Chart, Line, Points
+from criteria_hpo.drawing.palette import DARK, LIGHT
 from criteria_hpo.drawing.print import print_figure
 from criteria_hpo.drawing.web import web_figure
+from criteria_hpo.paper.examples import example_tables, store_evaluated
+from criteria_hpo.paper.facts import read_facts
+from criteria_hpo.paper.study_figures import write_figures
 from criteria_hpo.plotting.plot_data import PLOTS
-from criteria_hpo.plotting.plots import save_plots, study_charts
+from criteria_hpo.plotting.plots import save_chart, save_plots, study_charts
+from criteria_hpo.plotting.score_charts import four_scores_chart, reliability_chart
+from criteria_hpo.pruner_lab.compare import choice_chart
+from criteria_hpo.pruner_lab.simulation import ASKED, AT, DISTANCES, patience_chart
 from criteria_hpo.reporting.study_report import write_report
+from criteria_hpo.reporting.tables import evaluation_charts
+from criteria_hpo.results.stored import stored_study
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -104,6 +119,9 @@ def report(study: optuna.Study, charts: dict[str, Chart], tmp_path_factory: pyte
         "git_commit": "0",
     }
     (study_dir(cfg) / "manifest.json").write_text(json.dumps(about))
+    (study_dir(cfg) / "evaluation").mkdir()
+    for name, table in example_tables("average_precision").items():
+        table.to_csv(study_dir(cfg) / "evaluation" / f"{name}.csv", index=False)
     save_plots(study, study_dir(cfg) / "plots", (charts, {}))
     return write_report(cfg, study, charts)
 
@@ -154,7 +172,7 @@ def test_a_strict_parser_sees_an_error() -> None:
 
 def test_pages_are_valid_and_accessible(report: Path) -> None:
     page = checked(report)
-    assert len([a for a in page.named("div") if a.get("class") == "chart"]) == len(PLOTS)
+    assert len([a for a in page.named("div") if a.get("class") == "chart"]) == len(PLOTS) + 1  # and the reliability
     checked(report.parent / "plots" / "history.html")
     for plot in PLOTS:
         sentence = (report.parent / "plots" / f"{plot}.txt").read_text().strip()
@@ -197,6 +215,87 @@ def test_rates_are_logarithmic_and_constants_left_out(charts: dict[str, Chart]) 
     assert "learning_rate" not in str([chart.alt for chart in charts.values()])
 
 
+def texts_of(chart: Chart) -> Iterator[str]:
+    """Everything that a reader sees or hears of a chart."""
+    yield from (chart.title, chart.alt, chart.note, *(name for name, _ in chart.named))
+    for panel in chart.panels:
+        yield panel.title
+        for axis in (panel.x, panel.y):
+            yield from (axis.title, *(label for _, label in axis.ticks))
+        for mark in panel.marks:
+            yield from (str(text) for text in getattr(mark, "hover", getattr(mark, "labels", ())))
+
+
+def other_charts() -> dict[str, Chart]:
+    """The charts that are not of a study's search, of invented numbers."""
+    four = [
+        ("winner", "search", 0.7, np.nan, np.nan),
+        ("winner", "test", 0.6, 0.5, 0.7),
+        ("default setting", "test", 0.5, 0.4, 0.6),
+    ]
+    bins = {"probability": [0.1, 0.9], "positive": [0.2, 0.8], "low": [0.1, 0.7], "high": [0.3, 0.9], "pairs": [30, 10]}
+    ratios = pd.DataFrame({"ratio": [1.5], "low": [1.4], "high": [1.6]}, index=["Trainer"])
+    rules = {"folds_saved": [0.0, 0.7], "regret": [0.0, 0.001], "expected_low": 0.0, "expected_high": 0.002, "lost": [0.0, 0.02]}
+    return {
+        "four_scores": four_scores_chart(pd.DataFrame(four, columns=["model", "score", "estimate", "low", "high"]), "macro_f1"),
+        "reliability": reliability_chart(pd.DataFrame(bins).assign(model="winner")),
+        "ratios": ratios_chart({"deberta_base": ratios}),
+        "profile": profile_chart({"deberta_base": {"now": {"forward": 0.3, "backward": 0.6, "optimiser": 0.1, "rest": 0.2}}}),
+        "patience": patience_chart({(kind, n): np.linspace(0, 1, len(DISTANCES)) for kind in ASKED for n in AT}),
+        "pruners": choice_chart(pd.DataFrame(rules, index=["none", "racing"])),
+    }
+
+
+def test_no_name_of_a_variable_reaches_a_reader(charts: dict[str, Chart], report: Path) -> None:
+    for name, chart in (charts | other_charts()).items():
+        assert not [text for text in texts_of(chart) if "_" in text], name
+        assert re.search(r"\d", chart.alt), name
+    shown = re.sub(r"<(script|style|pre).*?</\1>|<[^>]*>", " ", report.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.findall(r"\b(?:average_precision|learning_rate|p_holm|batch_size|\w+_dropout)\b", shown)
+
+
+def test_all_colours_are_of_the_palette_and_so_have_a_dark_side(charts: dict[str, Chart]) -> None:
+    """Their contrast and distance are checked beside the palette."""
+    for name, chart in (charts | other_charts()).items():
+        found = set(re.findall(r"#[0-9a-f]{6}\b|rgba?\([^)]*\)", str(web_figure(chart).to_json())))
+        assert found and found <= set(LIGHT.values()), (name, found - set(LIGHT.values()))
+    assert len(set(LIGHT.values())) == len(LIGHT) and LIGHT.keys() == DARK.keys()
+
+
+def test_only_one_folder_draws() -> None:
+    package, library = ROOT / "criteria_hpo", re.compile(r"^(?:from|import) (?:matplotlib|plotly)", re.MULTILINE)
+    drawing = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if library.search(path.read_text())}
+    assert drawing == {"core/figures.py", *(f"drawing/{name}.py" for name in ("picture_files", "print", "web"))}
+    assert {path.relative_to(ROOT / "criteria_hpo").as_posix() for path in drawing} == {
+        "core/figures.py",
+        "drawing/picture_files.py",
+        "drawing/print.py",
+        "drawing/web.py",
+    }
+
+
+def test_every_picture_has_its_sentence(report: Path, tmp_path: Path) -> None:
+    """Of a search, of an evaluation, of a paper and of a comparison."""
+    folder = report.parent / "plots"
+    for name in (drawn := evaluation_charts(report.parent, "average_precision")):
+        save_chart(drawn[name], folder, name)
+    cfg = load_config([f"studies_dir={tmp_path}", "command=compare", "studies=[plain,augmented]"])
+    store_examples(cfg)
+    compare(cfg)
+    evaluated = load_config([f"studies_dir={tmp_path}/paper"])
+    store_evaluated(evaluated)
+    write_figures(read_facts(evaluated), stored_study(evaluated), tmp_path / "paper" / "figures")
+    pictures = [*folder.glob("*.png"), *tmp_path.rglob("*.png")]
+    assert len(pictures) >= len(PLOTS) + len(drawn) + 1 + 4 and drawn
+    for picture in pictures:
+        sentence = picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        assert re.search(r"\d.*\.$", sentence), picture
+        page = picture.with_suffix(".html")
+        if page.exists():
+            assert f'aria-label="{escape(sentence)}"' in page.read_text(encoding="utf-8"), picture
+            checked(page)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no browser on the path")
 def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
@@ -220,6 +319,18 @@ def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
         assert first.get_attribute("data-drawn") == "light"
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tab.set_viewport_size({"width": 360, "height": 700})  # a telephone: the panels stand below each other
+        panels = tab.locator("#chart_slice")
+        panels.scroll_into_view_if_needed()
+        panels.locator(".modebar-btn").first.wait_for(state="attached", timeout=60_000)
+        tab.wait_for_function("chart_slice._fullLayout.xaxis2.domain[1] === 1")
+        assert tab.evaluate("chart_slice._fullLayout.yaxis2.domain[1] < chart_slice._fullLayout.yaxis.domain[0]")
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tab.set_viewport_size({"width": 688, "height": 900})  # A4 without its margins
+        tab.emulate_media(media="print")
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        tab.wait_for_function("document.querySelectorAll('.chart .main-svg').length > 0 && chart_timeline._fullLayout")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 688  # wider, and the browser shrinks the page
         browser.close()
     assert not problems and buttons and not any("share" in title.lower() or "cloud" in title.lower() for title in buttons)
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
