@@ -234,7 +234,9 @@ def quiet() -> None:
 def nursery() -> multiprocessing.context.ForkServerContext:
     """Makes processes from one that has imported everything: a start costs a tenth of a second, not ten."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["criteria_hpo.execution.study", "criteria_hpo.plotting.plots"])
+    context.set_forkserver_preload(
+        ["criteria_hpo.execution.study", "criteria_hpo.confirmation.evaluate", "criteria_hpo.paper.write_paper"]
+    )
     return context
 
 

@@ -13,8 +13,10 @@ import termios
 from pathlib import Path
 
 import matplotlib
-import pyte
+import pytest
 from PIL import Image, ImageDraw, ImageFont
+
+pyte = pytest.importorskip("pyte")
 
 ROWS = 40
 SIZE = 15  # points
@@ -30,7 +32,7 @@ BRIGHT = {
 LOOKS = {"light": ("#ffffff", "#171421"), "dark": ("#1e1e1e", "#d0cfcc")}  # background, letters
 
 
-class Screen(pyte.Screen):
+class Screen(pyte.HistoryScreen):
     """A screen that knows dim letters, which pyte does not: they are kept as blinking ones, which this project never writes."""
 
     def select_graphic_rendition(self, *attrs: int) -> None:
@@ -43,10 +45,11 @@ class Terminal:
 
     def __init__(self, words: list[str], columns: int) -> None:
         self.main, other = pty.openpty()
-        self.screen, self.written = Screen(columns, ROWS), b""
+        self.screen, self.written = Screen(columns, ROWS, history=10_000), b""
         self.stream = pyte.ByteStream(self.screen)
         self.resize(columns)
-        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CRITERIA_HPO_PROGRESS")}
+        unwanted = ("COLUMNS", "LINES", "NO_COLOR", "CRITERIA_HPO_PROGRESS")
+        env = {name: value for name, value in os.environ.items() if name not in unwanted}
         env |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         self.process = subprocess.Popen(words, stdin=other, stdout=other, stderr=other, env=env)
         os.close(other)
@@ -65,6 +68,12 @@ class Terminal:
             return bool(piece)
         os.close(self.main)
         return False
+
+    @property
+    def history(self) -> str:
+        """All lines since the start, those that have left the screen at its top included."""
+        rows = ["".join(row[column].data for column in range(self.screen.columns)).rstrip() for row in self.screen.history.top]
+        return "\n".join([*rows, self.text])
 
     @property
     def text(self) -> str:

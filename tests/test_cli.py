@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from harness import nursery
 
 from criteria_hpo import cli
 from criteria_hpo.config.load import load_config
@@ -51,6 +52,30 @@ def run(words: list[str], folder: Path) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def forked(words: list[str], folder: Path) -> tuple[int, str, str]:
+    """As `run`, in a process that is forked from one that has imported everything: that saves the imports of each command."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before anything is imported
+    env = os.environ | {"CRITERIA_HPO_STUDIES": str(folder)}
+    written = [folder / f"forked.{name}" for name in ("out", "err")]
+    process = nursery().Process(target=command, args=(words, folder, dict(env), written))
+    process.start()
+    process.join(900)
+    out, err = (path.read_text(encoding="utf-8") for path in written)
+    for path in written:
+        path.unlink()
+    return process.exitcode, out, err
+
+
+def command(words: list[str], folder: Path, env: dict[str, str], written: list[Path]) -> None:
+    """The command in this process, with files as stdout and stderr."""
+    for number, path in enumerate(written, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.exit(cli.main(words))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the studies of these tests stand."""
@@ -68,9 +93,9 @@ def said(folder: Path) -> dict[str, str]:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
-    shown = {"stopped": err, "before": run(["command=status", "hpo.study_name=small"], folder)[1]}
-    for command in ("worker", "hpo", "evaluate", "status", "report"):
-        code, shown[command], err = run([f"command={command}", *STUDY], folder)
+    shown = {"stopped": err, "before": forked(["command=status", "hpo.study_name=small"], folder)[1]}
+    for name in ("worker", "hpo", "evaluate", "status", "report"):
+        code, shown[name], err = forked([f"command={name}", *STUDY], folder)
         assert code == 0, err
     return shown
 
@@ -101,10 +126,10 @@ def test_hpo_and_report_tell_the_same(said: dict[str, str], folder: Path) -> Non
 
 def test_the_test_posts_are_opened_once_and_shown_again_without_the_data(said: dict[str, str], folder: Path) -> None:
     shutil.rmtree(folder / "small" / "model")  # it is written again, from the refits that are there
-    code, again, err = run(["command=evaluate", *STUDY], folder)
+    code, again, err = forked(["command=evaluate", *STUDY], folder)
     assert code == 0 and again == said["evaluate"] and "opened again" not in err, err
     gone = ["command=report", "hpo.study_name=small", "data=pairs", "data.path=gone.csv"]
-    assert run(gone, folder)[1] == said["report"]
+    assert forked(gone, folder)[1] == said["report"]
     looks = json.loads((folder / "small" / "manifest.json").read_text())["test_looks"]
     assert len(looks) == 1 and f"for trial {looks[0]['trial']}." in again
     assert len(list((folder / "small" / "refits").glob("*/seed1/model.safetensors"))) in (1, 2)  # of the winner, and the default
@@ -142,7 +167,7 @@ def test_evaluate_writes_what_a_paper_needs_without_a_text_of_a_post(said: dict[
 
 def test_the_best_setting_can_be_pasted(said: dict[str, str], folder: Path) -> None:
     (line,) = [line for line in said["report"].splitlines() if line.startswith("hpo.default_setting.")]
-    code, out, err = run(["command=train", *STUDY, *shlex.split(line)], folder)
+    code, out, err = forked(["command=train", *STUDY, *shlex.split(line)], folder)
     assert code == 0, err
     best = json.loads((folder / "small" / "manifest.json").read_text())["best"]["params"]
     trained = json.loads((folder / "small" / "train.json").read_text())["key"]["hpo"]["default_setting"]
@@ -168,7 +193,7 @@ def pairs(folder: Path) -> Path:
 def trained(folder: Path, pairs: Path) -> tuple[str, str]:
     """stdout and stderr of one setting, trained on the user's file."""
     own = ["data=pairs", f"data.path={pairs}", "hpo.default_setting.learning_rate=1e-3", "hpo.study_name=one"]
-    code, out, err = run(["command=train", *SMALL, *own], folder)
+    code, out, err = forked(["command=train", *SMALL, *own], folder)
     assert code == 0, err
     return out, err
 
@@ -190,7 +215,7 @@ def test_remarks_on_the_data_stand_in_the_log(trained: tuple[str, str], folder: 
 
 
 def test_check_data(folder: Path, pairs: Path) -> None:
-    code, out, err = run(["command=check_data", *SMALL, "data=pairs", f"data.path={pairs}"], folder)
+    code, out, err = forked(["command=check_data", *SMALL, "data=pairs", f"data.path={pairs}"], folder)
     assert code == 0 and "no column group_id" in err
     assert {"total", "cut_tokens", "inner_groups"} <= set(out.split())
     assert len(re.findall(r"^sha256 of the (?:data|split|folds): [0-9a-f]{64}$", out, re.MULTILINE)) == 3
@@ -198,7 +223,7 @@ def test_check_data(folder: Path, pairs: Path) -> None:
 
 
 def test_probe(folder: Path) -> None:
-    code, out, _ = run(["command=probe", *SMALL], folder)
+    code, out, _ = forked(["command=probe", *SMALL], folder)
     assert code == 0 and re.search(r"Physical batch sizes: training \d+, evaluation \d+ \(", out)
     assert "Memory of training" in out if "GPU 0" in out else "the CPU (no GPU found)" in out and "not probed" in out
 

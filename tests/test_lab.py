@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 import plotly.io
 import pytest
+from nbconvert import HTMLExporter
 
 from criteria_hpo.core.figures import Figure
 
@@ -241,6 +242,19 @@ def test_the_whole_notebook_is_small_and_shows_every_plot(page: Any, lab: Lab, p
     assert "application/vnd.jupyter.stderr" not in str(outputs) and lab.notebook.stat().st_size < 1_000_000
     figures = [output.data for output in outputs if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) >= 4 and all("image/png" in data for data in figures), "a picture, too, for GitHub"
+
+
+def test_the_notebook_as_a_page_has_every_picture_with_its_words(page: Any, lab: Lab, browser: Any, pictures: Path) -> None:
+    """As nbconvert makes it and GitHub shows it: without plotly, without internet."""
+    file = lab.folder / "hpo.html"
+    file.write_text(HTMLExporter().from_filename(str(lab.notebook))[0], encoding="utf-8")
+    plain = browser.new_page(viewport={"width": 1100, "height": 900})
+    plain.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+    plain.goto(file.as_uri(), wait_until="domcontentloaded")
+    plain.screenshot(path=pictures / "notebook.png", full_page=True)
+    words = [image.get_attribute("alt") or "" for image in plain.locator(".jp-OutputArea img").all()]
+    assert len(words) >= 6 and all(len(text) > 20 and "No description" not in text for text in words), words
+    assert plain.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut"
 
 
 def test_a_figure_in_the_lab_has_no_button_that_sends_it_away(lab: Lab, browser: Any) -> None:

@@ -1,24 +1,16 @@
-"""What is seen of a study while it runs: in a terminal, in a notebook that is written meanwhile, and in log.jsonl."""
+"""What is seen of a study while it runs: the events of log.jsonl, and a notebook that is written meanwhile."""
 
 import ast
-import fcntl
 import json
-import os
-import pty
-import struct
-import subprocess
-import sys
-import termios
 import threading
 import time
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 
 from criteria_hpo import notebooks
-from criteria_hpo.live.events import COMMON, EVENTS, read_events
+from criteria_hpo.live.events import EVENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,44 +32,6 @@ def test_every_event_is_in_the_table_and_every_row_of_the_table_is_used() -> Non
     calls = calls_of_events()
     assert {event for event, _ in calls} == EVENTS.keys()
     assert all(fields <= set(EVENTS[event][1].split()) for event, fields in calls)
-
-
-def in_terminal(words: list[str], columns: int) -> tuple[int, bytes]:
-    """The exit code of a command in a pseudo-terminal, and what it wrote."""
-    main, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CRITERIA_HPO_PROGRESS")}
-    process = subprocess.Popen(words, stdin=other, stdout=other, stderr=other, env=env | {"TERM": "xterm-256color"})
-    os.close(other)
-    written = b""
-    while True:
-        try:
-            written += os.read(main, 65536)
-        except OSError:  # the other end is closed
-            os.close(main)
-            return process.wait(), written
-
-
-def test_a_search_in_a_narrow_terminal_and_its_log(tmp_path: Path) -> None:
-    words = ["preset=smoke", "model=tiny", "n_trials=2", "hpo.pruner.type=none", f"studies_dir={tmp_path}", "hpo.study_name=seen"]
-    code, written = in_terminal([sys.executable, "-m", "criteria_hpo.cli", *words], 60)
-    text = written.decode()
-    assert code == 0 and "Study" in text and "fold 1 of 5" in text and "2 of 2: 2 complete" in text and "\x1b[1A" in text, text
-
-    log = tmp_path / "seen" / "log.jsonl"
-    frame, table = pd.read_json(log, lines=True), read_events(log)
-    assert list(frame.event) == list(table.event) and set(COMMON) <= set(frame)
-    assert frame.event.value_counts().to_dict() == {
-        "study started": 1,
-        "worker started": 1,
-        "trial started": 2,
-        "fold finished": 10,
-        "trial finished": 2,
-        "worker ended": 1,
-    }
-    folds = table[table.event == "fold finished"]
-    assert folds.groupby("trial").fold.apply(list).tolist() == [[1, 2, 3, 4, 5]] * 2 and (folds.seconds > 0).all()
-    assert table.time.is_monotonic_increasing and str(table.time.dt.tz) == "UTC"
 
 
 def test_a_notebook_is_written_while_its_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
