@@ -244,7 +244,7 @@ def test_the_whole_notebook_is_small_and_shows_every_plot(page: Any, lab: Lab, p
     assert len(figures) >= 4 and all("image/png" in data for data in figures), "a picture, too, for GitHub"
 
 
-def test_the_notebook_as_a_page_has_every_picture_with_its_words(page: Any, lab: Lab, browser: Any, pictures: Path) -> None:
+def test_the_notebook_as_a_page_has_every_picture_above_its_sentence(page: Any, lab: Lab, browser: Any, pictures: Path) -> None:
     """As nbconvert makes it and GitHub shows it: without plotly, without internet."""
     file = lab.folder / "hpo.html"
     file.write_text(HTMLExporter().from_filename(str(lab.notebook))[0], encoding="utf-8")
@@ -252,8 +252,10 @@ def test_the_notebook_as_a_page_has_every_picture_with_its_words(page: Any, lab:
     plain.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
     plain.goto(file.as_uri(), wait_until="domcontentloaded")
     plain.screenshot(path=pictures / "notebook.png", full_page=True)
-    words = [image.get_attribute("alt") or "" for image in plain.locator(".jp-OutputArea img").all()]
-    assert len(words) >= 6 and all(len(text) > 20 and "No description" not in text for text in words), words
+    assert plain.locator(".jp-OutputArea img").count() >= 6
+    for sentence in (lab.folder / "studies" / "smoke" / "plots").glob("*.txt"):  # nbconvert drops the words of a picture
+        if sentence.stem != "data":
+            assert plain.get_by_text(sentence.read_text(encoding="utf-8").strip()[:40]).count() >= 1, sentence.stem
     assert plain.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut"
 
 
