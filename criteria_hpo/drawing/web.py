@@ -296,7 +296,8 @@ caption { text-align: left; color: var(--soft); padding-bottom: 0.3rem; }
 th, td { padding: 0.28rem 0.7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 thead th { white-space: normal; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 th:first-child, .word { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: break-word; }
-pre { background: var(--panel); padding: 0.6rem 0.8rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem; }
+pre { background: var(--panel); padding: 0.6rem 0.8rem; border-radius: 6px; font-size: 0.85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font-family: ui-monospace, Menlo, Consolas, monospace; }
 nav ol { padding-left: 1.2rem; columns: 2 14rem; max-width: 40rem; }
 .big { display: flex; flex-wrap: wrap; gap: 0.8rem; padding: 0; margin: 1.2rem 0; list-style: none; }
