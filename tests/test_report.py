@@ -216,7 +216,6 @@ def test_rates_are_logarithmic_and_constants_left_out(charts: dict[str, Chart]) 
     assert "learning_rate" not in str([chart.alt for chart in charts.values()])
 
 
-<<<<<<< HEAD
 def texts_of(chart: Chart) -> Iterator[str]:
     """Everything that a reader sees or hears of a chart."""
     yield from (chart.title, chart.alt, chart.note, *(name for name, _ in chart.named))
@@ -290,7 +289,8 @@ def test_every_picture_has_its_sentence(report: Path, tmp_path: Path) -> None:
         if page.exists():
             assert f'aria-label="{escape(sentence)}"' in page.read_text(encoding="utf-8"), picture
             checked(page)
-=======
+
+
 def photograph(tab: Any) -> None:
     """Leave pictures of the report in test-results/, for somebody to look at: its top and the whole of it, light and dark."""
     folder = Path(__file__).resolve().parent.parent / "test-results"
@@ -303,7 +303,6 @@ def photograph(tab: Any) -> None:
         tab.wait_for_function(f"[...document.querySelectorAll('.chart')].every((chart) => chart.dataset.drawn === '{look}')")
         tab.screenshot(path=folder / f"report_{look}_whole.png")
         tab.locator("#theme").click()
->>>>>>> 7de2efc (Pictures of terminal, report and notebook page are kept by the tests; the commands' tests fork instead of importing anew; commands in a report wrap)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser on the path")
@@ -329,7 +328,6 @@ def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
         assert first.get_attribute("data-drawn") == "light"
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-<<<<<<< HEAD
         tab.set_viewport_size({"width": 360, "height": 700})  # a telephone: the panels stand below each other
         panels = tab.locator("#chart_slice")
         panels.scroll_into_view_if_needed()
@@ -342,9 +340,8 @@ def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
         tab.evaluate("dispatchEvent(new Event('beforeprint'))")
         tab.wait_for_function("document.querySelectorAll('.chart .main-svg').length > 0 && chart_timeline._fullLayout")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 688  # wider, and the browser shrinks the page
-=======
+        tab.emulate_media(media="screen")
         photograph(tab)
->>>>>>> 7de2efc (Pictures of terminal, report and notebook page are kept by the tests; the commands' tests fork instead of importing anew; commands in a report wrap)
         browser.close()
     assert not problems and buttons and not any("share" in title.lower() or "cloud" in title.lower() for title in buttons)
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
