@@ -180,7 +180,7 @@ def add_node(cluster, **given):
         others = {process.pid for process in mine.children()}
         try:
             return cluster.add_node(**given, **SMALL)
-        except Exception as err:  # noqa: BLE001 (Ray raises a bare one)
+        except Exception as err:
             for process in mine.children():
                 if process.pid not in others:
                     kill_tree(process)

@@ -31,7 +31,7 @@ NEWER: dict[str, dict[str, Any]] = {
     "model": {"pooling": "library"},
     "training": {"layer_decay": 1.0},
 }  # settings that came later, with the values that change nothing
-SECTIONS = ("evaluate", "predict", "compare")  # of other commands than the search
+SECTIONS = ("evaluate", "predict", "compare", "launch")  # of other commands than the search
 
 
 def identity_settings(cfg: Config) -> dict[str, Any]:
