@@ -77,6 +77,7 @@ examples
   criteria-hpo command=check_data data=pairs data.path=my.csv data.columns.post=text
   criteria-hpo command=train preset=demo model=minilm hpo.default_setting.learning_rate=5e-4 hpo.study_name=one
   criteria-hpo command=hpo n_trials=200 model=ID_OR_FOLDER data=pairs data.path=my.csv hpo.study_name=mine
+  criteria-hpo command=launch launcher=slurm workers=16 gpus=1 hpo.study_name=mine model=ID_OR_FOLDER data=pairs data.path=my.csv
   criteria-hpo command=status hpo.study_name=mine
   criteria-hpo command=report hpo.study_name=mine
   criteria-hpo command=predict model=studies/mine/model input=posts.csv output=answers.csv

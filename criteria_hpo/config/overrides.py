@@ -119,7 +119,7 @@ def reject_contradiction(overrides: list[str]) -> None:
             raise ConfigError(f"{'='.join(before)} and {name}={value} are the same setting, {meant}; give one of them")
 
 # %% ../../nbs/config/20_overrides.ipynb #1cd5def1
-_NAMES = re.compile(r"data\.(symptoms|labels)[.=].*", re.DOTALL)
+_NAMES = re.compile(r"(data\.(symptoms|labels)|launch\.slurm)[.=].*", re.DOTALL)
 _QUOTED_KEY = re.compile(r"""(['"])([\w][\w .\-/]*)\1(?=\s*:)""")  # as in JSON; Hydra's grammar accepts only unquoted keys
 _DIMENSIONS = re.compile(r"hpo\.search_space(\.\w+(\.condition)?)?={.*}", re.DOTALL)
 _CONDITION = re.compile(r"hpo\.search_space\.\w+\.condition")
