@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
-           'command_hpo', 'command_evaluate', 'command_status', 'command_report', 'command_train', 'command_probe',
-           'command_assets', 'command_purge_cache', 'command_predict', 'command_compare', 'command_audit',
-           'command_export', 'command_restore', 'command_dashboard']
+           'show_search', 'command_hpo', 'command_launch', 'command_evaluate', 'command_status', 'command_report',
+           'command_train', 'command_probe', 'command_assets', 'command_purge_cache', 'command_predict',
+           'command_compare', 'command_audit', 'command_export', 'command_restore', 'command_dashboard']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from criteria_hpo.data.study_data import Data
+    from criteria_hpo.execution.study import StudyRun
 
 # %% ../nbs/40_commands.ipynb #64b9db0f
 def pairs_table(cfg: Config, data: "Data") -> "tuple[pd.DataFrame, str]":
@@ -91,13 +92,9 @@ def command_worker(cfg: Config) -> None:
     print(f"This worker has ended. Study: {status_line(cfg)}")
 
 # %% ../nbs/40_commands.ipynb #4dbad3d4
-def command_hpo(cfg: Config) -> None:
-    "Search for the best setting (the default command); run the same command again to resume."
-    with quick_imports():
-        from criteria_hpo.config.paths import study_dir
-        from criteria_hpo.execution.study import run_hpo
-
-    run = run_hpo(cfg)
+def show_search(cfg: Config, run: "StudyRun") -> None:
+    "Print the results of a search, with its corrected score, its plots and its stored test result."
+    from criteria_hpo.config.paths import study_dir
     from criteria_hpo.plotting.plots import study_charts
     from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import correct, correction_text
@@ -108,6 +105,22 @@ def command_hpo(cfg: Config) -> None:
     drawn = study_charts(run.study)  # once, for the plots and for the report
     show(f"\n{plots_text(cfg, run.study, drawn)}")
     show(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}\n{report_line(cfg, run.study, drawn[0])}")
+
+
+def command_hpo(cfg: Config) -> None:
+    "Search for the best setting (the default command); run the same command again to resume."
+    with quick_imports():
+        from criteria_hpo.execution.study import run_hpo
+
+    show_search(cfg, run_hpo(cfg))
+
+# %% ../nbs/40_commands.ipynb #fc567e08
+def command_launch(cfg: Config) -> None:
+    "Search with workers on several machines: command=launch launcher=ray|slurm workers=N; run the same command again to resume."
+    with quick_imports():
+        from criteria_hpo.launching.launch import launch
+
+    show_search(cfg, launch(cfg))
 
 # %% ../nbs/40_commands.ipynb #c0f1a002
 def command_evaluate(cfg: Config) -> None:
@@ -282,6 +295,7 @@ def command_dashboard(cfg: Config) -> None:
 COMMANDS = {
     "hpo": command_hpo,
     "worker": command_worker,
+    "launch": command_launch,
     "evaluate": command_evaluate,
     "train": command_train,
     "status": command_status,
