@@ -380,7 +380,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     f"{SPACE}.learning_rate.type=lognormal": (f"{SPACE}.learning_rate.type=lognormal", "unknown type", "loguniform"),
     f"{SPACE}.learning_rate.type=[uniform]": (f"{SPACE}.learning_rate.type=['uniform']", "unknown type", "loguniform"),
     f"{SPACE}.learning_rate.type={{a: 1}}": (f"{SPACE}.learning_rate.type={{'a': 1}}", "unknown type"),
-    f"{SPACE}.learning_rate={{low: 1e-6, high: 1e-5}}": (f"{SPACE}.learning_rate.type=null", "there are loguniform"),
+    f"{SPACE}.learning_rate={{low: 1e-6, high: 1e-5}}": (f"{SPACE}.learning_rate has no type", "loguniform"),
     f"{SPACE}.batch_size={{type: fixed, low: 16}}": ("a fixed takes value", "fix low, value"),
     f"{SPACE}.batch_size={{type: uniform, low: 16, high: 32}}": ("batch_size is a whole number", "make it int or categorical"),
     f"{SPACE}.scheduler={{type: int, low: 1, high: 3}}": ("scheduler is text", "make it categorical"),

@@ -153,10 +153,12 @@ ALLOWED = {"int": {"step", "log"}}
 
 def parse_dimension(name: str, spec: dict[str, Any]) -> Dimension:
     "Return the dimension of one YAML entry; raises a one-line `ConfigError` for anything invalid."
-    where, kind = f"hpo.search_space.{name}", spec.get("type", "null")
+    where, kind = f"hpo.search_space.{name}", spec.get("type")
     if name not in HParams.model_fields:
         raise ConfigError(f"{where}: unknown hyperparameter{did_you_mean(name, HParams.model_fields)}")
     if not isinstance(kind, str) or kind not in NEEDED:
+        if kind is None:
+            raise ConfigError(f"{where} has no type; name one of {', '.join(NEEDED)}, or set single values, as {where}.low=1")
         raise ConfigError(f"{where}.type={kind}: unknown type{did_you_mean(str(kind), NEEDED)}; there are {', '.join(NEEDED)}")
     if wrong := (set(spec) ^ NEEDED[kind]) - {"type", "condition"} - ALLOWED.get(kind, set()):
         raise ConfigError(f"{where}: a {kind} takes {' and '.join(sorted(NEEDED[kind]))}; fix {', '.join(sorted(wrong))}")
