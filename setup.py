@@ -53,7 +53,7 @@ setup(
     include_package_data=True,
     python_requires=f">={min_python}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "bench", "dashboard", "ray", "slurm")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "bench", "dashboard", "ray", "slurm", "lora")},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{lib}={lib}._modidx:d"],

@@ -187,6 +187,10 @@ DIMENSIONS = {
 
 MODEL_DIMENSIONS = {
     "pooling": "{type: categorical, choices: [cls, mean]}",
+    "adapter": "{type: categorical, choices: [none, lora]}",
+    "lora_r": "{type: categorical, choices: [8, 16, 64]}",
+    "lora_alpha": "{type: categorical, choices: [8, 32]}",
+    "lora_dropout": "{type: uniform, low: 0.0, high: 0.2}",
 }
 
 

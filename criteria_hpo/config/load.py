@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from .hparams import NEUTRAL
 from .overrides import compose_overrides
-from .schema import Config, GpuConfig, ObjectiveConfig
+from .schema import AdapterConfig, Config, GpuConfig, ObjectiveConfig
 from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 
 # %% ../../nbs/config/40_load.ipynb #3c052d7b
@@ -28,7 +28,7 @@ NOT_IDENTITY = {
 
 
 NEWER: dict[str, dict[str, Any]] = {
-    "model": {"pooling": "library"},
+    "model": {"pooling": "library", "adapter": AdapterConfig().model_dump(mode="json")},
     "training": {"layer_decay": 1.0},
 }  # settings that came later, with the values that change nothing
 SECTIONS = ("evaluate", "predict", "compare", "launch")  # of other commands than the search

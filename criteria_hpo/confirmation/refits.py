@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from ..adapters.files import save_adapter
 from ..augmentation.draw_variants import training_source
 from ..config.hparams import HParams
 from ..config.paths import make_study_dir
@@ -114,6 +115,8 @@ def save_refit(refit: Refit, search: StudyRun, setup: TrainingSetup) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         setup.classifier.save_pretrained(draft)
+        if setup.classifier.adapter is not None:
+            save_adapter(setup.classifier, draft / "adapter", model.model_name)
         load_tokenizer(model.model_name, model.max_length).save_pretrained(draft)
         write_atomic(draft / "refit.json", json.dumps(refit.key(search), indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

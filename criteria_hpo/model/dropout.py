@@ -50,9 +50,9 @@ def dropout_places(model: PreTrainedModel) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {role: [] for role in ROLES}
     for path, module in model.named_modules():
         for name, held in {**vars(module), **module._modules}.items():
-            if not _is_dropout(name, held):
-                continue
             full = f"{path}.{name}" if path else name
+            if not _is_dropout(name, held) or ".lora_dropout." in full:  # of an adapter, whose rate is no role of the encoder
+                continue
             roles = [role for role, pattern in patterns.items() if re.fullmatch(pattern, full)]
             if len(roles) != 1:
                 raise ModelError(

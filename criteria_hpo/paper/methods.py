@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'PRUNERS', 'PACKAGES', 'listed', 'parts_of', 'data_sentences', 'encoder_name', 'model_sentence',
-           'pooling_sentence', 'loss_sentence', 'training_sentence', 'augmentation_sentences', 'space_sentence',
-           'objective_sentence', 'pruning_sentence', 'confirmation_sentence', 'decision_sentence', 'refit_sentence',
-           'test_sentence', 'statistics_sentence', 'means_sentence', 'methods']
+           'pooling_sentence', 'adapter_sentence', 'loss_sentence', 'training_sentence', 'augmentation_sentences',
+           'space_sentence', 'objective_sentence', 'pruning_sentence', 'confirmation_sentence', 'decision_sentence',
+           'refit_sentence', 'test_sentence', 'statistics_sentence', 'means_sentence', 'methods']
 
 # %% ../../nbs/paper/40_methods.ipynb #895d89fb
 import inspect
@@ -89,6 +89,27 @@ def pooling_sentence(facts: Facts) -> str:
     default, model = facts.config["hpo"]["default_setting"], facts.config["model"]
     read = _in_words(facts, "pooling", default.get("pooling") or model.get("pooling", "library"))
     return "" if read == "library" else f"The pooling of the tokens for the head was {read}."
+
+
+def adapter_sentence(facts: Facts) -> str:
+    "Return how low-rank adapters were trained; nothing if all weights were, in every setting."
+    default, model = facts.config["hpo"]["default_setting"], facts.config["model"]
+    adapter = model.get("adapter") or {"type": "none"}
+    kind = _in_words(facts, "adapter", default.get("adapter") or adapter["type"])
+    if kind == "none":
+        return ""
+    names = {"lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    r, alpha, rate = (_in_words(facts, name, default.get(name) or adapter[own]) for name, own in names.items())
+    what = (
+        "the linear layers of the attention" if adapter["targets"] == "attention" else "all linear layers of the encoder's layers"
+    )
+    start = (
+        f"The kind of training was {kind} (none: all weights)"
+        if "searched" in kind
+        else "Only low-rank adapters and the head were trained"
+    )
+    paper = "Hu et al., 2022" + "; over weights in 4 bits, Dettmers et al., 2023" * ("qlora" in kind)
+    return f"{start}: adapters of {what} ({paper}) with rank {r}, alpha {alpha} and dropout {rate}."
 
 
 def loss_sentence(facts: Facts) -> str:
@@ -312,7 +333,7 @@ def means_sentence(facts: Facts) -> str:
 
 def methods(facts: Facts) -> str:
     "Return the paragraph on methods, as plain text on one line."
-    sentences = [*data_sentences(facts), model_sentence(facts), pooling_sentence(facts)]
+    sentences = [*data_sentences(facts), model_sentence(facts), pooling_sentence(facts), adapter_sentence(facts)]
     sentences += [loss_sentence(facts), training_sentence(facts)]
     sentences += [*augmentation_sentences(facts), space_sentence(facts), objective_sentence(facts), pruning_sentence(facts)]
     sentences += [confirmation_sentence(facts), refit_sentence(facts), decision_sentence(facts), test_sentence(facts)]

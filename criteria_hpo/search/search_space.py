@@ -153,6 +153,7 @@ def middle_setting(space: tuple[Dimension, ...], defaults: HParams) -> HParams:
 
 # %% ../../nbs/search/20_search_space.ipynb #a7273033
 CHECKED = {name: f"training.{name}" for name in ("freeze_layers", "gradient_checkpointing", "layer_decay")}  # against the encoder
+CHECKED |= {"adapter": "model.adapter.type", "lora_r": "model.adapter.r"}
 ReachableOptions = dict[str, dict[str, tuple[Any, ...]]]  # option -> setting -> values
 
 

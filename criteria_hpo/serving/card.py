@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'USE', 'OTHERS', 'POOLED', 'Score', 'score_table', 'hub_id', 'front_matter', 'data_section',
-           'search_section', 'decision_section', 'members_sentence', 'usage_section', 'model_card']
+           'adapter_sentence', 'search_section', 'decision_section', 'members_sentence', 'usage_section', 'model_card']
 
 # %% ../../nbs/serving/30_card.ipynb #1d418fe5
 from collections.abc import Mapping, Sequence
@@ -72,6 +72,14 @@ def data_section(manifest: Mapping[str, Any], n_criteria: int) -> str:
     return "\n".join(lines)
 
 # %% ../../nbs/serving/30_card.ipynb #114822ca
+def adapter_sentence(model: Mapping[str, Any], hpo: Mapping[str, Any]) -> str:
+    "Return how adapters are contained in the weights, with a blank after it; nothing if none were trained."
+    own = (hpo.get("default_setting") or {}).get("adapter") or (model.get("adapter") or {}).get("type", "none")
+    if own == "none" and "adapter" not in (hpo.get("search_space") or {}):
+        return ""
+    return "A low-rank adapter that a setting trained is merged into these weights; `peft` is not needed to use them. "
+
+
 def search_section(manifest: Mapping[str, Any]) -> str:
     "Return the sentences on the search: encoder, trials, folds, metric, sampler and pruner."
     cfg = manifest.get("config") or {}
@@ -83,7 +91,7 @@ def search_section(manifest: Mapping[str, Any]) -> str:
     return (
         f"Encoder `{model.get('model_name')}`, at most {model.get('max_length')} tokens, {data.get('n_folds')} folds that keep "
         f"groups whole. {counted(cfg.get('n_trials', 0), 'trial')} ({trials or 'states unknown'}) maximised {hpo.get('metric')}, "
-        f"proposed by {sampler}, pruned by {pruner}. Versions, seeds and hashes: `manifest.json`."
+        f"proposed by {sampler}, pruned by {pruner}. {adapter_sentence(model, hpo)}Versions, seeds and hashes: `manifest.json`."
     )
 
 # %% ../../nbs/serving/30_card.ipynb #99cc69cf

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..augmentation.draw_variants import TrainingSource, VariantTokens
-from ..config.schema import TrainingConfig
+from ..config.schema import AdapterConfig, TrainingConfig
 from ..core.errors import logger
 from ..core.seeds import derived_seed
 from ..data.batches import bucketed_batches, collate, eval_batches, micro_batches, token_batches
@@ -69,6 +69,7 @@ class TrainingSetup:
     packer: PackedClassifier | None = None  # reads packed rows in the fold in progress
     deferred: bool = False  # take steps without reading each loss
     compiles: CompileCount | None = None  # counts the graphs of a compiled encoder
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)  # of settings that do not define their own
     criteria: np.ndarray | None = None  # number of the criterion of each row of `tokens`, from 0, for macro_f1
     threshold: str = "fixed"  # `objective.threshold`
 

@@ -18,11 +18,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ..adapters.lora import attach_adapter
 from ..augmentation.draw_variants import training_source
 from ..config.hparams import HParams
 from ..data.folds import Fold
 from ..gpu.deferred import DeferredSteps
-from ..model.device import make_scaler
+from ..model.device import computing_dtype, make_scaler
 from ..model.layers import freeze_layers, layer_factors, set_gradient_checkpointing
 from ..model.memory import calculate_gradient_accumulation
 from ..packing.encoder import PackedClassifier, cannot_pack
@@ -120,6 +121,7 @@ def start_training(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int
     classifier.configure(*rates, hparams.focal_gamma, *loss, hparams.pooling)
     freeze_layers(classifier.model, options.freeze_layers)
     set_gradient_checkpointing(classifier.model, options.gradient_checkpointing)
+    attach_adapter(classifier, setup.adapter.for_setting(hparams), seed, computing_dtype(setup.device, options.precision))
     torch.manual_seed(seed)
     factors = layer_factors(classifier.model, options.layer_decay)
     optimizer = make_optimizer(classifier, hparams.learning_rate, hparams.weight_decay, factors)
@@ -155,7 +157,7 @@ class FoldRun:
     def state_dict(self) -> State:
         "Everything that the rest of the fold depends on."
         return {
-            "weights": self.setup.classifier.model.state_dict(),
+            "weights": self.setup.classifier.weights(),
             "training": self.state.state_dict(),
             "stopping": vars(self.stopping),
             "random": random_state(self.setup.device),

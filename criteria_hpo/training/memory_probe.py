@@ -12,11 +12,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from ..adapters.lora import attach_adapter
 from ..config.schema import Config
 from ..core.assets import cache_dir
 from ..core.errors import ConfigError
 from ..model.classifier import BERTClassifier
-from ..model.device import autocast_for, make_scaler, resolve_precision
+from ..model.device import autocast_for, computing_dtype, make_scaler, resolve_precision
 from ..model.layers import freeze_layers, set_gradient_checkpointing
 from criteria_hpo.model.memory import (
     Card,
@@ -72,6 +73,7 @@ def physical_batch_sizes(
     card = card or card_of(device)
     freeze_layers(classifier.model, cfg.training.freeze_layers)
     set_gradient_checkpointing(classifier.model, cfg.training.gradient_checkpointing)
+    attach_adapter(classifier, cfg.model.adapter, cfg.seed, computing_dtype(device, cfg.training.precision))
     ask = functools.partial(_probed, cfg, classifier, device, card, card.free_and_total())
     try:
         return fixed or ask(False, largest), ask(True, 4 * largest)
