@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..core.errors import ModelError
