@@ -9,6 +9,7 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).resolve().parent
 PYTHONS = ["3.11", "3.12", "3.13"]
+EXTRAS = ("dev", "bench", "dashboard", "ray", "slurm", "lora")
 STATUSES = {
     "1": "1 - Planning",
     "2": "2 - Pre-Alpha",
@@ -53,7 +54,7 @@ setup(
     include_package_data=True,
     python_requires=f">={min_python}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "bench", "dashboard", "ray", "slurm", "lora")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{lib}={lib}._modidx:d"],
