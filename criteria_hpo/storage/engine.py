@@ -40,7 +40,9 @@ def database_url(url: str) -> sa.URL:
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise StudyError(f"hpo.storage: {parsed.drivername} is not supported; {URL_FORMS}")
+        raise StudyError(
+            f"hpo.storage: {parsed.drivername} is not supported, since the ledger needs an SQL database; {URL_FORMS}"
+        )
     return parsed
 
 
