@@ -287,8 +287,8 @@ figure img { max-width: 100%; }
 figcaption { margin-top: 0.4rem; color: var(--soft); font-size: 0.88rem; max-width: 52rem; }
 .chart { width: 100%; }
 .scroll { overflow-x: auto; margin: 0.6rem 0 1rem; background:
-  linear-gradient(to right, var(--paper), transparent) left / 2.5rem 100% no-repeat local,
-  linear-gradient(to left, var(--paper), transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--paper) 0.7rem, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 0.7rem, transparent) right / 2.5rem 100% no-repeat local,
   linear-gradient(to right, var(--soft), transparent) left / 0.6rem 100% no-repeat scroll,
   linear-gradient(to left, var(--soft), transparent) right / 0.6rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
