@@ -15,7 +15,8 @@ from criteria_hpo.adapters.lora import attach_adapter
 from criteria_hpo.adapters.targets import TARGETS, head_modules, target_pattern
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import load_config
-from criteria_hpo.config.schema import AdapterConfig, CheckpointConfig
+from criteria_hpo.config.model_settings import AdapterConfig
+from criteria_hpo.config.schema import CheckpointConfig
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.execution.study import run_hpo
 from criteria_hpo.model.classifier import BERTClassifier

@@ -13,7 +13,7 @@ from sklearn.calibration import calibration_curve
 
 from criteria_hpo.config.hparams import HParams
 from criteria_hpo.config.load import config_hash, load_config
-from criteria_hpo.config.schema import EvaluateConfig
+from criteria_hpo.config.other_commands import EvaluateConfig
 from criteria_hpo.confirmation.evaluate import evaluate
 from criteria_hpo.data.study_data import load_data
 from criteria_hpo.evaluation.metrics import METRIC_TABLE, bin_numbers, scored, scores, weighted_scores

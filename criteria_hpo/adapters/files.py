@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from .lora import NAME, attach_adapter
 from .targets import head_modules, target_pattern
-from ..config.schema import AdapterConfig
+from ..config.model_settings import AdapterConfig
 from ..core.errors import ModelError
 from ..model.classifier import CompactableEncoder
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .quantised import dense_weight, quantise_layers, whole_layers
 from .targets import head_modules, target_pattern
-from ..config.schema import AdapterConfig
+from ..config.model_settings import AdapterConfig
 from ..model.classifier import CompactableEncoder
 
 # %% ../../nbs/adapters/40_lora.ipynb #7fcdba50

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .hparams import NEUTRAL
+from .model_settings import AdapterConfig
 from .overrides import compose_overrides
-from .schema import AdapterConfig, Config, GpuConfig, ObjectiveConfig
+from .schema import Config, GpuConfig, ObjectiveConfig
 from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
 
 # %% ../../nbs/config/40_load.ipynb #3c052d7b

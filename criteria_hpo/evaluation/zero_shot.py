@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.special import expit, logit
 from transformers import PreTrainedTokenizerBase
 
-from ..config.schema import Config, ModelConfig
+from ..config.model_settings import ModelConfig
+from ..config.schema import Config
 from ..core.errors import ModelError
 from ..data.folds import Fold
 from ..data.joined_tokens import CHUNK, TokenRows

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.schema import AdapterConfig, ModelConfig
+from ..config.model_settings import AdapterConfig, ModelConfig
 from ..core.errors import ModelError
 from .dropout import set_dropout
 from .encoders import load_encoder, study_tokenizer

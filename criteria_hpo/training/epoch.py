@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..augmentation.draw_variants import TrainingSource, VariantTokens
-from ..config.schema import AdapterConfig, TrainingConfig
+from ..config.model_settings import AdapterConfig
+from ..config.schema import TrainingConfig
 from ..core.errors import logger
 from ..core.seeds import derived_seed
 from ..data.batches import bucketed_batches, collate, eval_batches, micro_batches, token_batches

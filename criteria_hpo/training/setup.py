@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.requirements import check_adapter
 from ..augmentation.study_variants import make_variant_tokens
-from ..config.schema import AdapterConfig, Config, TrainingConfig
+from ..config.model_settings import AdapterConfig
+from ..config.schema import Config, TrainingConfig
 from ..core.errors import logger
 from ..core.stopping import StopRequest
 from ..data.study_data import Data, load_data
