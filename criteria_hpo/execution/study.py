@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORKER_CODE', 'VARIANTS_CODE', 'searchable', 'make_study_setup', 'study_space', 'post_noise', 'run_trials',
-           'StudyRun', 'try_write_manifest', 'open_run', 'run_hpo_worker', 'run_hpo', 'workers_here', 'run_hpo_pool',
-           'worker_process', 'make_variants_in_subprocess', 'variants_process']
+           'StudyRun', 'try_write_manifest', 'open_run', 'run_hpo_worker', 'run_hpo', 'run_hpo_pool', 'worker_process',
+           'make_variants_in_subprocess', 'variants_process']
 
 # %% ../../nbs/execution/70_study.ipynb #ef699270
 import functools
@@ -310,21 +310,16 @@ def _study_pool(run: StudyRun) -> WorkerPool:
     return WorkerPool([sys.executable, "-c", WORKER_CODE], task, make_study_dir(cfg), environment, made_progress)
 
 # %% ../../nbs/execution/70_study.ipynb #b5ad5ad5
-def workers_here(run: StudyRun) -> None:
-    "Run the workers of an opened study as processes of this machine."
-    run_worker_pool(_study_pool(run), run.cfg.workers)
-
-
-def run_hpo_pool(cfg: Config, data: Data | None = None, run_workers: Callable[[StudyRun], None] = workers_here) -> StudyRun:
+def run_hpo_pool(cfg: Config, data: Data | None = None, run_workers: Callable[[StudyRun], None] | None = None) -> StudyRun:
     """Run the search with `workers` processes. Raises `StudyError` when they all die, `Interrupted` after a stop request.
 
-    `run_workers`: starts the workers of the opened study and returns when they have ended.
+    `run_workers`: starts the workers of the opened study and returns when they have ended; null: processes of this machine.
     """
     with _opened_run(cfg, data, keep_n_trials=False) as run:
         if not run.is_done():
             make_variants_in_subprocess(cfg)
             with run.shown():
-                run_workers(run)
+                run_workers(run) if run_workers else run_worker_pool(_study_pool(run), cfg.workers)
         if not run.is_done():
             logs = "worker-*.log in the study's folder"
             raise StudyError(f"all workers died; see {logs}, then run the same command again to resume")
