@@ -305,8 +305,9 @@ def _study_pool(run: StudyRun) -> WorkerPool:
     "Return the pool of processes that run the study."
     cfg = run.cfg
     environment = functools.partial(worker_environment, cfg.known_threads, cfg.workers, gpus=visible_gpus())
-    task = cfg.model_copy(update={"workers": 1}).model_dump_json()
-    made_progress = functools.partial(has_finished_trial, run.ledger)
+    task, made_progress = cfg.model_copy(update={"workers": 1}).model_dump_json(), functools.partial(
+        has_finished_trial, run.ledger
+    )
     return WorkerPool([sys.executable, "-c", WORKER_CODE], task, make_study_dir(cfg), environment, made_progress)
 
 # %% ../../nbs/execution/70_study.ipynb #b5ad5ad5
