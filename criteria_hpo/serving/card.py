@@ -46,13 +46,13 @@ def hub_id(model_name: str) -> str | None:
     return model_name if is_id and not Path(model_name).is_dir() else None
 
 # %% ../../nbs/serving/30_card.ipynb #316c6b1c
-def front_matter(model_name: str, licence: str | None = None) -> str:
-    "Return the YAML front matter of a card. `licence`: an identifier of the hub, such as `mit`, if it is known."
+def front_matter(model_name: str, licence: str | None = None, library: str = "transformers") -> str:
+    "Return the YAML front matter. `licence`: as the hub names it, such as `mit`. `library`: the one that loads the model."
     tags = ["criteria_hpo", "cross-encoder", "text-pair-classification"]
     data = ModelCardData(
         license=licence,
         base_model=hub_id(model_name),
-        library_name="transformers",
+        library_name=library,
         pipeline_tag="text-classification",
         tags=tags,
     )
@@ -200,4 +200,5 @@ def model_card(
     }
     title = f"# Which criteria does a post meet? ({manifest.get('study', 'criteria_hpo')})"
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    return f"{front_matter(base, licence)}{title}\n\n{body}\n"
+    library = "criteria_hpo" if pooling else "transformers"
+    return f"{front_matter(base, licence, library)}{title}\n\n{body}\n"
