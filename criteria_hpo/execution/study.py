@@ -303,11 +303,9 @@ worker_process()
 
 def _study_pool(run: StudyRun) -> WorkerPool:
     "Return the pool of processes that run the study."
-    cfg = run.cfg
+    cfg, made_progress = run.cfg, functools.partial(has_finished_trial, run.ledger)
     environment = functools.partial(worker_environment, cfg.known_threads, cfg.workers, gpus=visible_gpus())
-    task, made_progress = cfg.model_copy(update={"workers": 1}).model_dump_json(), functools.partial(
-        has_finished_trial, run.ledger
-    )
+    task = cfg.model_copy(update={"workers": 1}).model_dump_json()
     return WorkerPool([sys.executable, "-c", WORKER_CODE], task, make_study_dir(cfg), environment, made_progress)
 
 # %% ../../nbs/execution/70_study.ipynb #b5ad5ad5
