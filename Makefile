@@ -87,7 +87,7 @@ endif
 .NOTPARALLEL:
 
 ##@ Running
-demo: assets ## search on the demo corpus (10 trials, minutes) and score the winner; results in studies/demo/ [AUG=1: with augmentation]
+demo: assets ## search on real posts (10 trials, minutes) and score the winner; results in studies/demo/ [AUG=1: with augmentation]
 	@case "$$AUG" in ''|0) name=demo ;; 1) name=demo_aug ;; \
 	  *) echo "AUG=$$AUG is not supported: set AUG=1 to search with augmentation, or AUG=0" >&2; exit 2 ;; esac; \
 	$(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml && \

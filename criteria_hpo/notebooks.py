@@ -25,7 +25,7 @@ from .config.parameters import config_from_parameters, read_parameters, split_ov
 from .config.paths import make_study_dir, studies_root
 from .core import errors
 from .core.errors import StudyError, guarded
-from .core.files import import_nbformat
+from .core.files import import_nbformat, write_atomic
 from .core.processes import describe_exit
 from .core.stopping import SEARCH_STOPPED, Interrupted, stoppable
 from .data.study_data import load_data
@@ -132,10 +132,14 @@ def execute(template: str | Path, output: str | Path, parameters: dict[str, Any]
     """
     output, WatchedKernel.exit_status, WatchedKernel.waiting = Path(output), None, kernel or WaitingKernel()
     output.parent.mkdir(parents=True, exist_ok=True)
+    before = output.read_bytes() if output.is_file() else b""
     try:
         _run_papermill(template, output, parameters)
     except PapermillExecutionError as err:
-        raise _original_error(err, output) from None
+        error = _original_error(err, output)
+        if before and isinstance(error, errors.UserError):
+            write_atomic(output, before)  # what an earlier run found is worth more than the cell that stopped
+        raise error from None
     except OSError as err:
         raise StudyError(f"{output}: cannot be written ({err.strerror}); free some space: finished folds are kept") from None
     except Interrupted:
@@ -164,10 +168,14 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
         from criteria_hpo.confirmation.runs import expected_confirmation  # imports torch
 
         cfg, what = expected_confirmation(cfg), "Confirmation"
-    print(f"Study {study}: {cfg.n_trials} trials of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
+    runs = f"{cfg.n_trials} trials" if what == "Study" else f"{cfg.n_trials} trainings (settings by seeds)"
+    print(f"{what} of {study}: {runs} of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     with watching(watched_search(cfg, what), every=2.0):
         execute(source, output, given, EARLY)
-    print(f"Done: {output} (executed notebook), {output.parent / 'plots'}, manifest.json, study.db", file=sys.stderr)
+    made = (
+        "report.html, plots/, manifest.json, study.db" if what == "Study" else "report.html, evaluation/, model/, refits/, paper/"
+    )
+    print(f"Done: {output} (executed notebook), beside it {made}", file=sys.stderr)
     return output
 
 # %% ../nbs/50_notebooks.ipynb #528a2ac8

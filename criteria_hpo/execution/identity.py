@@ -88,11 +88,12 @@ def reject_changes(name: str, changes: dict[str, str], allowed: bool | list[str]
     free = allowed if isinstance(allowed, list) else [""] * allowed
     forbidden = [path for path in changes if not any(f"{path}.".startswith(f"{a}.".lstrip(".")) for a in free)]
     if forbidden:
-        more = f" and {len(forbidden) - 1} more" if len(forbidden) > 1 else ""
+        shown = "; ".join(changes[path] for path in forbidden[:3])
+        more = f"; and {len(forbidden) - 3} more" if len(forbidden) > 3 else ""
         force = ",".join(dict.fromkeys(path.split(".")[0] if path.startswith("hashes") else path for path in changes))
         raise StudyError(
-            f"study '{name}' was started with other settings ({changes[forbidden[0]]}{more}); undo the change, choose another "
-            f"hpo.study_name for a new study, or allow it with hpo.allow_changed=[{force}]"
+            f"study '{name}' was started with other settings ({shown}{more}); repeat those that its manifest.json lists, choose "
+            f"another hpo.study_name for a new study, or allow the change with hpo.allow_changed=[{force}]"
         )
 
 # %% ../../nbs/execution/50_identity.ipynb #ccd47141
@@ -160,6 +161,8 @@ def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
         changes = {} if stored is None else effective_differences(stored, now)
         begun = bool(ledger.slots())
         if begun:
+            other = {path: change for path, change in changes.items() if path.startswith(("data.", "model."))}
+            reject_changes(name, other, cfg.hpo.allow_changed, cfg.hpo.mode)  # first: they explain the other changes
             reject_space_changes(study, parse_space(cfg.hpo.search_space))
             reject_changes(name, changes, cfg.hpo.allow_changed, cfg.hpo.mode)
         if stored is None or changes:

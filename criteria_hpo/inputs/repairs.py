@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from ..core.errors import DataError, logger
+from ..core.formatting import counted
 from criteria_hpo.inputs.cells import (
     count_rows,
     is_missing,
@@ -164,7 +165,7 @@ def merge_repeated_pairs(rows: pd.DataFrame, source: str, column_names: Mapping[
             f"the correct one"
         )
     merged = rows.groupby(PAIR).evidence.agg(lambda cells: tuple(dict.fromkeys(sum(cells, ()))))
-    logger.warning("%s: %d repeated pairs merged", source, again.sum())
+    logger.warning("%s: %s merged", source, counted(int(again.sum()), "repeated pair"))
     kept = rows[~again]
     return kept.assign(evidence=pd.Series(merged.loc[pd.MultiIndex.from_frame(kept[PAIR])].to_numpy(), kept.index))
 

@@ -188,7 +188,7 @@ def rows_of(snapshot: Snapshot) -> dict[str, str]:
     "Return what a display shows, by label; several lines under `running`."
     progress = snapshot.progress
     ended = progress.finished >= progress.n_trials and not progress.active
-    starting = "starting: data and model are prepared" if progress.not_started else "waiting for a worker"
+    starting = "starting: data and model are prepared" if progress.not_started else "starting: a worker prepares data and model"
     left = "" if ended else left_text(progress.left) or "known after the first trials"
     rows = {
         "trials": trials_text(progress),

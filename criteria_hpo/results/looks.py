@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'RESULTS', 'TO_SCORE', 'looks_of', 'looks_line', 'count_look', 'results_text', 'store_results',
-           'stored_results']
+           'stored_verdict', 'stored_results']
 
 # %% ../../nbs/results/20_looks.ipynb #1f37e52b
 import json
@@ -18,7 +18,7 @@ import pandas as pd
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import logger
-from ..core.files import write_atomic
+from ..core.files import read_object, write_atomic
 
 # %% ../../nbs/results/20_looks.ipynb #b2b9f4b2
 LOOKS = "test_looks"
@@ -76,6 +76,13 @@ def store_results(cfg: Config, study: optuna.Study, text: str, trial: int | None
     write_atomic(study_dir(cfg) / RESULTS, json.dumps(stored, indent=1) + "\n")
 
 # %% ../../nbs/results/20_looks.ipynb #b3096ede
+def stored_verdict(cfg: Config, study: optuna.Study) -> list[str]:
+    "Return the sentences of the stored result, none where it belongs to other data."
+    stored = read_object(study_dir(cfg) / RESULTS)
+    own = stored.get("hashes") == (study.user_attrs.get("identity") or {}).get("hashes")
+    return str(stored["text"]).rpartition("\n\n")[2].splitlines() if own and "text" in stored else []
+
+
 TO_SCORE = "run command=evaluate to score"
 
 

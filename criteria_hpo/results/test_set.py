@@ -6,6 +6,7 @@
 __all__ = ['LEVEL', 'verdict']
 
 # %% ../../nbs/results/30_test_set.ipynb #350bf3b6
+import numpy as np
 import pandas as pd
 
 from ..execution.checks import TOO_FEW_GROUPS
@@ -23,8 +24,10 @@ def verdict(difference: pd.Series, metric: str, models: tuple[str, str], n_group
     (one, other), numbers = models, f"{d:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]{note}"
     if n_groups < TOO_FEW_GROUPS:
         return f"On {metric}, {one} minus {other}: {numbers}; too few groups for a verdict: {n_groups}."
-    if (low > 0 or high < 0) and difference.get("p_holm", 0.0) >= LEVEL:
-        side = "ahead of" if low > 0 else "behind"
-        return f"On {metric} the {one} is {side} {other} by the interval, but not by the test: {numbers}."
+    by_interval, p = low > 0 or high < 0, difference.get("p_holm", np.nan)
+    if not np.isnan(p) and by_interval != (p < LEVEL):
+        side, which = "ahead of" if d > 0 else "behind", ("interval", "test") if by_interval else ("test", "interval")
+        settled = f"by the {which[0]}, but not by the {which[1]}, so it is not settled"
+        return f"On {metric} the {one} is {side} {other} {settled}: {numbers}."
     relation = "beats" if low > 0 else "loses to" if high < 0 else "equals" if low == high == 0 else "is not distinguishable from"
     return f"On {metric} the {one} {relation} {other}: {numbers}."

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -70,7 +71,11 @@ def card_scores(four: pd.DataFrame, overall: pd.DataFrame, metric: str, own: Map
     `four`: estimate, low, high by model and kind, the winner first. `overall`: model, metric, estimate, low, high, over; the
     models in `own`, by what they are called on the card, with all metrics, the others with `metric`."""
     title, kinds = METRIC_TABLE[metric].title, four.loc[four.index[0][0]].drop(index="test", errors="ignore")
-    found = [Score(str(row.Index), title, row.estimate, row.low, row.high, OVER[str(row.Index)]) for row in kinds.itertuples()]
+    highest = four.xs("search", level="score").estimate.max() if "search" in kinds.index else np.nan
+    over = OVER | (
+        {"search": "nothing: chosen by its confirmation"} if kinds.get("estimate", {}).get("search", np.inf) < highest else {}
+    )
+    found = [Score(str(row.Index), title, row.estimate, row.low, row.high, over[str(row.Index)]) for row in kinds.itertuples()]
     for row in overall.to_dict("records"):
         if row["model"] in own or row["metric"] == metric:
             what, name = f"test posts, {own.get(row['model'], row['model'])}", METRIC_TABLE[row["metric"]].title
