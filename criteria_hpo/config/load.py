@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from .hparams import NEUTRAL
 from .model_settings import AdapterConfig
+from .other_commands import OtherCommands
 from .overrides import compose_overrides
 from .schema import Config, GpuConfig, ObjectiveConfig
 from ..core.errors import ConfigError, did_you_mean, first_problem, schema_at
@@ -32,7 +33,7 @@ NEWER: dict[str, dict[str, Any]] = {
     "model": {"pooling": "library", "adapter": AdapterConfig().model_dump(mode="json")},
     "training": {"layer_decay": 1.0},
 }  # settings that came later, with the values that change nothing
-SECTIONS = ("evaluate", "predict", "compare", "launch")  # of other commands than the search
+SECTIONS = ("evaluate", *OtherCommands.model_fields)  # of other commands than the search
 
 
 def identity_settings(cfg: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from optuna.distributions import (
     check_distribution_compatibility,
 )
 
-from ..config.load import NEWER, identity_settings
+from ..config.load import NEWER, SECTIONS, identity_settings
 from ..config.paths import storage_url
 from ..config.schema import Config
 from ..core.errors import StudyError, logger
@@ -58,7 +58,7 @@ DEFAULTS = {"objective": {"threshold": "fixed"}}  # of sections that an identity
 def effective_settings(identity: dict[str, Any]) -> dict[str, Any]:
     "Return an identity without the settings of an augmentation that is off, which have no effect, and those that a study keeps."
     off = not identity.get("augmentation", {}).get("enable", True)
-    compared = DEFAULTS | {name: value for name, value in identity.items() if name not in KEPT}
+    compared = DEFAULTS | {name: value for name, value in identity.items() if name not in (*KEPT, *SECTIONS)}
     compared |= {section: newer | compared[section] for section, newer in NEWER.items() if section in compared}
     return compared | {"augmentation": {"enable": False}} if off else compared
 
