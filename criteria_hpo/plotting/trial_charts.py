@@ -107,7 +107,7 @@ def _by_rule(trials: list[FrozenTrial], n_folds: int) -> dict[str, tuple[int, in
     for trial in trials:
         reason = str(trial.user_attrs.get("prune_reason", ""))
         stopped = stopped_by_pruner(trial.state.name, reason)
-        rule = (reason.split(" at ")[0] or "a pruner") if stopped else "nothing"
+        rule = (reason.split(" at ")[0] or "a pruner") if stopped else "none: complete"
         trained, saved = found.get(rule, (0, 0))
         found[rule] = trained + folds_of(trial), saved + max(0, n_folds - folds_of(trial)) * stopped
     return found
@@ -118,11 +118,12 @@ def savings_chart(study: optuna.Study) -> Chart:
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     n_folds = max(map(folds_of, trials), default=0)
     bars = list[Mark]()
-    for state, at in (("PRUNED", -0.2), ("COMPLETE", 0.2)):
-        count = Counter(folds_of(trial) for trial in trials if trial.state.name == state)
-        folds = np.arange(0, n_folds + 1)
-        counts = [count[int(fold)] for fold in folds]
-        bars.append(Bars(folds + at, counts, STATES[state], state.lower(), 0.38, True, [f"{n:,}" if n else "" for n in counts]))
+    folds = np.arange(0, n_folds + 1)
+    each = {state: [folds_of(trial) for trial in trials if trial.state.name == state] for state in ("PRUNED", "COMPLETE")}
+    ended = {state: np.bincount(np.array(numbers, dtype=int), minlength=len(folds)) for state, numbers in each.items()}
+    for (state, counts), side in zip(ended.items(), (-0.2, 0.2)):
+        at = folds + side * (np.array(list(ended.values())) > 0).all(axis=0)  # beside each other only where there are both
+        bars.append(Bars(at, counts, STATES[state], state.lower(), 0.38, True, [f"{n:,}" if n else "" for n in counts]))
     rules = _by_rule(trials, n_folds)
     places, (trained, saved) = np.arange(len(rules)), zip(*rules.values())
     shares = (
