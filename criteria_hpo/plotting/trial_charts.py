@@ -50,7 +50,7 @@ def history_chart(study: optuna.Study) -> Chart:
     count = Counter(trial.state.name for trial in trials)
     alt = (
         f"{counted(len(trials), 'trial')}: {count['COMPLETE']:,} complete, {count['PRUNED']:,} pruned. The best "
-        f"{score_title(study)} rises from {best[0]:.3f} to {best[-1]:.3f}, which trial {reached:,} reached."
+        f"{score_title(study)} {rise}, which trial {reached:,} reached."
     )
     panel = Panel(Axis("trial", whole=True), Axis(score_title(study)), tuple(marks))
     return Chart(
