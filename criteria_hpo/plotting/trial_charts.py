@@ -47,6 +47,7 @@ def history_chart(study: optuna.Study) -> Chart:
     last = max(trial.number for trial in trials)
     marks.append(Line([*numbers, last], [*best, best[-1]], "best", "best so far", width=2.5, steps=True))
     reached = numbers[best.index(best[-1])]
+    rise = f"rises from {best[0]:.3f} to {best[-1]:.3f}" if best[0] != best[-1] else f"is {best[-1]:.3f}"
     count = Counter(trial.state.name for trial in trials)
     alt = (
         f"{counted(len(trials), 'trial')}: {count['COMPLETE']:,} complete, {count['PRUNED']:,} pruned. The best "
