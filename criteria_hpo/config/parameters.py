@@ -73,6 +73,8 @@ def config_text(cfg: Config) -> str:
     "The configuration of a study as readable YAML, without null values and what has no effect on it."
     off = set(OtherCommands.model_fields) | (set() if cfg.augmentation.enable else {"augmentation"})
     values = cfg.model_dump(mode="json", exclude=off, exclude_none=True)
+    if cfg.model.adapter.type == "none" and "adapter" not in cfg.hpo.search_space:
+        values["model"].pop("adapter")
     return yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=120)
 
 # %% ../../nbs/config/60_parameters.ipynb #5d524c12
