@@ -178,6 +178,9 @@ def score_test(confirmation: Confirmation, winner: int, digest: str, found: Mode
         "reliability": reliability_table(test),
         "sizes": split_sizes(search.data.dev, test.pairs),
     }
+    if ENSEMBLE in models and not cfg.evaluate.ensemble:
+        used = "model/ holds the first one, with evaluate.ensemble=true all"
+        remarks = [*remarks, f"{ENSEMBLE}: the mean of all refits of the winner; {used}."]
     return tables, [*test_sentences(test, compared, metric), *remarks, looks_line(search.study)]
 
 
