@@ -71,6 +71,11 @@ class Watched:
     startup: int = 0
     what: str = "Study"
 
+    @property
+    def unit(self) -> str:
+        "What a slot is called: a confirmation trains settings that trials of the search have found."
+        return "trial" if self.what == "Study" else "training"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -149,7 +154,7 @@ def running_text(snapshot: Snapshot) -> list[str]:
     for slot in snapshot.progress.active[:MOST_RUNNING]:
         epoch = min(int(slot.share * study.n_epochs) + 1, study.n_epochs)
         epochs = f", epoch {epoch} of {study.n_epochs}" if study.n_epochs else ""
-        lines.append(f"trial {slot.slot}, fold {slot.fold} of {study.n_folds}{epochs}")
+        lines.append(f"{study.unit} {slot.slot}, fold {slot.fold} of {study.n_folds}{epochs}")
     more = len(snapshot.progress.active) - MOST_RUNNING
     return [*lines, f"and {more} more"] if more > 0 else lines
 
@@ -159,7 +164,7 @@ def best_text(snapshot: Snapshot) -> str:
     best = snapshot.progress.best
     if not best:
         return "none yet" if best is None else "0 (nothing learnt yet)"
-    return f"{best:.4f} (trial {snapshot.best_trial})"
+    return f"{best:.4f} ({snapshot.study.unit} {snapshot.best_trial})"
 
 
 def memory_text(snapshot: Snapshot) -> str:
@@ -191,7 +196,7 @@ def rows_of(snapshot: Snapshot) -> dict[str, str]:
     starting = "starting: data and model are prepared" if progress.not_started else "starting: a worker prepares data and model"
     left = "" if ended else left_text(progress.left) or "known after the first trials"
     rows = {
-        "trials": trials_text(progress),
+        f"{snapshot.study.unit}s": trials_text(progress),
         "best": best_text(snapshot),
         "running": "\n".join(running_text(snapshot)) or ("" if ended else starting),
         "folds": folds_text(snapshot),
@@ -206,5 +211,6 @@ def line_of(snapshot: Snapshot) -> str:
     rows = rows_of(snapshot)
     left = f", {rows['time left']} left" if snapshot.progress.left is not None and "time left" in rows else ""
     if snapshot.progress.not_started:
-        return f"{rows['running']} ({rows['trials'].partition(':')[0]})"
-    return f"{rows['trials']}; best {rows['best']}; folds {rows['folds']}{left}"
+        return f"{rows['running']} ({trials_text(snapshot.progress).partition(':')[0]})"
+    unit = f"{snapshot.study.unit}s: " if snapshot.study.unit != "trial" else ""
+    return f"{unit}{trials_text(snapshot.progress)}; best {rows['best']}; folds {rows['folds']}{left}"
