@@ -126,10 +126,10 @@ def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> np.ndarray:
 
 
 def _axis_marks(at: int, labels: list[tuple[float, str]], lacking: bool) -> list[Mark]:
-    "Return the scale of one axis within the panel."
+    "Return the scale of one axis within the panel, its numbers beside it, since the lines of all trials meet on it."
     labels = [*labels, (-0.12, MISSING)] if lacking else labels
     places, words = zip(*labels)
-    return [Line([at, at], [0.0, 1.0], "soft", width=1), Texts([at] * len(places), places, words)]
+    return [Line([at, at], [0.0, 1.0], "soft", width=1), Texts([at - 0.16] * len(places), places, words)]
 
 # %% ../../nbs/plotting/40_parameter_charts.ipynb #19b00bb6
 def parallel_coordinate_chart(study: optuna.Study) -> Chart:
