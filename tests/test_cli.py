@@ -104,7 +104,9 @@ def test_stopped_it_says_so_in_one_line_and_keeps_what_is_finished(said: dict[st
     assert (
         said["stopped"].splitlines()[-1] == "criteria_hpo: stopped; finished folds are kept, run the same command again to resume"
     )
-    assert "Traceback" not in said["stopped"] and "trial 1/2, fold 2/2, 0 of 2 done" in said["before"]
+    assert (
+        "Traceback" not in said["stopped"] and "1 interrupted trial will go on when the study does, 0 of 2 done" in said["before"]
+    )
 
 
 def test_worker_goes_on_and_nothing_is_trained_twice(said: dict[str, str], folder: Path) -> None:
