@@ -30,13 +30,13 @@ def fold_table(rows: list[Row]) -> pd.DataFrame:
     "The table of folds of a study, from `study_rows`: a row for each trial that has ended."
     found = [row for row in rows if row["number"] is not None and row["state"] in ENDED]
     params = list(dict.fromkeys(name for row in found for name in row["params"]))
+    last = max((number for row in found for slot in row["slots"] for number, *_ in slot["folds"]), default=0)
     table = []
     for row in found:
         slots, folds = row["slots"], fold_columns(row["slots"])
         reason = next((slot["reason"] for slot in slots if slot.get("reason")), None)
         about = {"trial": row["number"], "state": row["state"], "value": row["value"], "reason": reason}
-        cost = {"folds": sum(name.startswith("score_") for name in folds), "seconds": sum(slot["seconds"] or 0 for slot in slots)}
+        cost = {"folds": len(folds) // (1 + len(DETAILS)), "seconds": sum(slot["seconds"] or 0 for slot in slots)}
         table.append(about | cost | {name: row["params"].get(name, [None])[0] for name in params} | folds)
-    frame = pd.DataFrame(table)
-    folds_last = sorted((name for name in frame if name[-1].isdigit()), key=lambda name: int(name.rpartition("_")[2]))
-    return frame[[name for name in frame if name not in folds_last] + folds_last]
+    of_folds = [f"{name}_{number}" for number in range(1, last + 1) for name in ("score", *DETAILS)]
+    return pd.DataFrame(table, columns=["trial", "state", "value", "reason", "folds", "seconds", *params, *of_folds])

@@ -30,8 +30,8 @@ NOT_IDENTITY = {
 
 
 NEWER: dict[str, dict[str, Any]] = {
-    "model": {"pooling": "library", "adapter": AdapterConfig().model_dump(mode="json")},
-    "training": {"layer_decay": 1.0},
+    "model": {"pooling": NEUTRAL["pooling"], "adapter": AdapterConfig().model_dump(mode="json")},
+    "training": {"layer_decay": NEUTRAL["layer_decay"]},
 }  # settings that came later, with the values that change nothing
 SECTIONS = ("evaluate", *OtherCommands.model_fields)  # of other commands than the search
 

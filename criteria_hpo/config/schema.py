@@ -25,10 +25,11 @@ from criteria_hpo.config.hparams import (
     HParams,
     LayerDecay,
     Norm,
+    Place,
     Scheduler,
     Smoothing,
 )
-from .model_settings import ModelConfig, Place
+from .model_settings import ModelConfig
 from .other_commands import EvaluateConfig, OtherCommands
 from .overrides import reject_password
 

@@ -122,8 +122,9 @@ def savings_chart(study: optuna.Study) -> Chart:
     folds = np.arange(0, n_folds + 1)
     each = {state: [folds_of(trial) for trial in trials if trial.state.name == state] for state in ("PRUNED", "COMPLETE")}
     ended = {state: np.bincount(np.array(numbers, dtype=int), minlength=len(folds)) for state, numbers in each.items()}
+    both = (np.array(list(ended.values())) > 0).all(axis=0)
     for (state, counts), side in zip(ended.items(), (-0.2, 0.2)):
-        at = folds + side * (np.array(list(ended.values())) > 0).all(axis=0)  # beside each other only where there are both
+        at = folds + side * both  # beside each other only where there are both
         bars.append(Bars(at, counts, STATES[state], state.lower(), 0.38, True, [f"{n:,}" if n else "" for n in counts]))
     rules = _by_rule(trials, n_folds)
     places, (trained, saved) = np.arange(len(rules)), zip(*rules.values())

@@ -89,9 +89,9 @@ TO_SCORE = "run command=evaluate to score"
 def stored_results(cfg: Config, study: optuna.Study) -> str:
     "Return the stored test result without opening the test posts, or a line where none belongs to this study."
     try:
-        stored = json.loads((study_dir(cfg) / RESULTS).read_text(encoding="utf-8"))
+        stored = read_object(study_dir(cfg) / RESULTS)
         trial, before, hashes, text = (stored[name] for name in ("trial", "best", "hashes", "text"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
         return f"{looks_line(study)} No result is stored; {TO_SCORE} the best trial on them."
     if hashes != study.user_attrs["identity"]["hashes"]:
         return f"{looks_line(study)} The stored result belongs to other data; {TO_SCORE} the best trial on them again."
