@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from criteria_hpo import cli
 from criteria_hpo.archive.parts import unpacked_rows
+from criteria_hpo.archive.restore import read_archive
 from criteria_hpo.archive.write import read_about
 from criteria_hpo.config.load import load_config
 from criteria_hpo.data.study_data import load_data
@@ -79,3 +81,14 @@ def test_errors_are_one_line(studies: Path, capfd: pytest.CaptureFixture[str]) -
         assert cli.main([*words, root]) == 2
         said = capfd.readouterr().err
         assert problem in said and said.count("\n") == 1, said
+
+
+def test_the_archive_of_the_gallery_is_whole(tmp_path: Path) -> None:
+    """Git ignores tables and archives, so a part could be left out of a commit without a word; small enough for a repository."""
+    folder = Path(__file__).resolve().parent.parent / "studies" / "gallery" / "archive"
+    _, rows, predictions = read_archive(folder, "headline")
+    tracked = subprocess.run(["git", "ls-files", folder], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    assert {Path(name).name for name in tracked} == {path.name for path in folder.iterdir()}
+    assert max(path.stat().st_size for path in folder.iterdir()) < 1e6 and len(rows) >= 230 and predictions
+    ended = [row for row in rows if row.get("state") in ("COMPLETE", "PRUNED")]
+    assert len(pd.read_csv(folder / "folds.csv")) == len(ended)
