@@ -239,7 +239,7 @@ def other_charts() -> dict[str, Chart]:
     rules = {"folds_saved": [0.0, 0.7], "regret": [0.0, 0.001], "expected_low": 0.0, "expected_high": 0.002, "lost": [0.0, 0.02]}
     return {
         "four_scores": four_scores_chart(pd.DataFrame(four, columns=["model", "score", "estimate", "low", "high"]), "macro_f1"),
-        "reliability": reliability_chart(pd.DataFrame(bins).assign(model="winner")),
+        "reliability": reliability_chart(pd.DataFrame(bins).assign(model="winner", runs=1)),
         "ratios": ratios_chart({"deberta_base": ratios}),
         "profile": profile_chart({"deberta_base": {"now": {"forward": 0.3, "backward": 0.6, "optimiser": 0.1, "rest": 0.2}}}),
         "patience": patience_chart({(kind, n): np.linspace(0, 1, len(DISTANCES)) for kind in ASKED for n in AT}),

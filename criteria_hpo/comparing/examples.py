@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ..config.load import identity_settings
 from ..config.paths import make_study_dir, storage_url
 from ..config.schema import Config
-from ..confirmation.settings import Candidate, confirmation_name
+from ..confirmation.settings import Candidate
 from ..core.files import write_atomic
+from ..results.stored import confirmation_name
 from ..search.optuna_access import trial_id
 from ..storage.database import open_storage
 from ..storage.ledger import Ledger

@@ -15,17 +15,16 @@ from itertools import combinations
 from typing import cast
 
 import numpy as np
-import optuna
 import pandas as pd
 from scipy import stats
 
 from .sources import Source
 from ..config.paths import storage_url, study_dir
-from ..confirmation.settings import Candidate, confirmation_name
+from ..confirmation.settings import Candidate
 from ..core.errors import StudyError
 from ..results.corrected import SELECTION
 from ..results.report import best_trial
-from ..results.stored import stored_study
+from ..results.stored import confirmation_name, confirming_study
 from ..storage.ledger_tables import LedgerReader
 from ..storage.predictions import fold_logits
 
@@ -71,12 +70,6 @@ class Confirmed:
     values: np.ndarray
     cuts: list[tuple[str, ...]]
 
-
-def _confirming_study(source: Source) -> optuna.Study:
-    "Return the study that confirmed a search. Raises a `StudyError` if the database has none."
-    own = source.cfg.hpo.model_copy(update={"study_name": confirmation_name(source.cfg), "storage": storage_url(source.cfg)})
-    return stored_study(source.cfg.model_copy(update={"hpo": own}))
-
 # %% ../../nbs/comparing/50_winners.ipynb #0069534c
 def confirmed_scores(source: Source) -> Confirmed | str:
     "Return the scores of a study's confirmed winner, or one line on why there are none."
@@ -84,7 +77,7 @@ def confirmed_scores(source: Source) -> Confirmed | str:
     if winner is None:
         return f"{source.name} has no confirmed winner yet; command=evaluate confirms it"
     try:
-        study = _confirming_study(source)
+        study = confirming_study(source.cfg)
     except StudyError:
         return f"{source.name}: its confirmation {name} is not in the database; set evaluate.suffix to that of the confirmation"
     settings = [Candidate.from_json(stored) for stored in study.user_attrs.get("settings", [])]

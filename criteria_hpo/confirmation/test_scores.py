@@ -155,13 +155,15 @@ def criterion_differences(test: Test, seed: int = 0) -> pd.DataFrame:
 
 # %% ../../nbs/confirmation/70_test_scores.ipynb #87700e99
 def reliability_table(test: Test) -> pd.DataFrame:
-    "Return `reliability` of the winner and, where it has several refits, its ensemble, below each other; a first column model."
+    """Return `reliability` of the winner and, where it has several refits, its ensemble, below each other.
+
+    Further columns: model, first, and runs: the number of refits that are pooled, whose pairs are counted once."""
     groups, labels, _ = test.arrays
     parts = []
     for name in [name for name in (WINNER, ENSEMBLE) if name in test.models]:
         runs = np.atleast_2d(test.models[name][0])
         found = reliability(np.tile(labels, len(runs)), runs.ravel(), np.tile(groups, len(runs)))
-        parts.append(found.reset_index(drop=True).assign(pairs=found.pairs.to_numpy() / len(runs)))
+        parts.append(found.reset_index(drop=True).assign(pairs=found.pairs.to_numpy() / len(runs), runs=len(runs)))
         parts[-1].insert(0, "model", name)
     return pd.concat(parts, ignore_index=True)
 

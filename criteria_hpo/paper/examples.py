@@ -49,7 +49,7 @@ def example_tables(metric: str) -> dict[str, pd.DataFrame]:
         "criteria": _scored(CRITERIA, "criterion", list(dict.fromkeys([metric, "f1", "recall"]))).assign(pairs=40, positives=12),
         "posts": _scored(("winner",), "model", ["f1", "brier"]).drop(columns="model").assign(posts=29),
         "differences": with_holm(pd.DataFrame(compared, columns=of_difference), ["metric"]),
-        "reliability": pd.DataFrame({"model": "winner", **bins}),
+        "reliability": pd.DataFrame({"model": "winner", "runs": 1, **bins}),
         "sizes": pd.DataFrame(sizes, columns=columns),
     }
 

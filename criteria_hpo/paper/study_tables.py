@@ -95,7 +95,10 @@ def part_tables(facts: Facts) -> dict[str, Table]:
     if (posts := facts.tables.get("posts")) is not None:
         cells = [cell(*each) for each in zip(posts.estimate, posts.low, posts.high)]
         shown = pd.DataFrame({"metric": posts.metric.map(in_words), "posts": posts.posts, "mean over posts": cells})
-        found["posts"] = Table("The winner's test scores, averaged over the posts in which they are defined.", posts, shown)
+        meaning = (
+            "averaged over the posts in which they are defined: areas and average precision take a positive and a negative pair"
+        )
+        found["posts"] = Table(f"The winner's test scores, {meaning} of one post.", posts, shown)
     return found
 
 # %% ../../nbs/paper/30_study_tables.ipynb #7db99a0a

@@ -39,7 +39,7 @@ def four_scores_chart(table: pd.DataFrame, metric: str) -> Chart:
 
 # %% ../../nbs/plotting/55_score_charts.ipynb #fea9779f
 def reliability_chart(table: pd.DataFrame) -> Chart:
-    "Return share of positives against probability, in bins; `table`: columns model, probability, positive, low, high, pairs."
+    "Return share of positives against probability, in bins; `table`: columns model, probability, positive, low, high, pairs, runs."
     unit = (-0.02, 1.02)
     x_axis, y_axis = Axis("mean probability", limits=unit), Axis("share of positives, 95 % interval", limits=unit)
     marks: list[Line | Points] = [Line([0.0, 1.0], [0.0, 1.0], "running", "perfectly calibrated", dash=True)]
@@ -51,5 +51,9 @@ def reliability_chart(table: pd.DataFrame) -> Chart:
         reach = (y - bins.low.to_numpy(), bins.high.to_numpy() - y)
         marks += [Line(x, y, colour), Points(x, y, colour, str(model), hover, shape, 8, reach=reach)]
         errors.append(f"{np.average(abs(x - y), weights=bins.pairs):.3f} for {model}")
-    alt = f"The share of positives differs from the mean probability by {', '.join(errors)}, on average over pairs in ten bins."
+    pooled = (
+        " The refits are pooled here, so this is at most the mean of their calibration errors." if table.runs.max() > 1 else ""
+    )
+    off = f"The share of positives differs from the mean probability by {', '.join(errors)}"
+    alt = f"{off}, on average over pairs in ten bins.{pooled}"
     return Chart("How reliable the probabilities are", alt, (Panel(x_axis, y_axis, tuple(marks)),), height=480)

@@ -92,7 +92,8 @@ def stored_results(cfg: Config, study: optuna.Study) -> str:
         stored = read_object(study_dir(cfg) / RESULTS)
         trial, before, hashes, text = (stored[name] for name in ("trial", "best", "hashes", "text"))
     except KeyError:
-        return f"{looks_line(study)} No result is stored; {TO_SCORE} the best trial on them."
+        begun = "No result is stored: the evaluation is running or was stopped; command=evaluate finishes it."
+        return f"{looks_line(study)} {begun if looks_of(study) else f'No result is stored; {TO_SCORE} the best trial on them.'}"
     if hashes != study.user_attrs["identity"]["hashes"]:
         return f"{looks_line(study)} The stored result belongs to other data; {TO_SCORE} the best trial on them again."
     best, counted = study.best_trial.number, looks_line(study) if looks_of(study) and looks_line(study) not in text else ""
