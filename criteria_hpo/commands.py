@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .config.schema import Config
 from .core.errors import ConfigError, DataError, ModelError
 from .core.files import quick_imports
-from .core.formatting import format_value, in_words, show
+from .core.formatting import counted, format_value, in_words, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,10 +61,11 @@ def command_check_data(cfg: Config) -> None:
 
     checked = check_study(cfg, data)
     table, meaning = pairs_table(cfg, data)
-    show(f"{len(data.dev):,} pairs for the search, {len(test):,} locked pairs for the test")
+    groups = [counted(part.group_id.nunique(), "group") for part in (data.dev, test)]
+    show(f"{len(data.dev):,} pairs of {groups[0]} for the search, {len(test):,} locked pairs of {groups[1]} for the test")
     show("\n".join([*checked.remarks, ""]))
-    show(f"Pairs of the search by criterion\n{table.round(4).to_string()}\n{meaning}\n")
-    show(f"Folds\n{fold_table(data.dev, data.folds).round(4).to_string()}\n")
+    show(f"Pairs of the search by criterion\n{table.round({'mean_tokens': 1}).round(3).to_string()}\n{meaning}\n")
+    show(f"Folds\n{fold_table(data.dev, data.folds).round(3).to_string()}\n")
     copies = copies_table(data)
     show(f"{len(copies):,} near copies of a post in another group{'; command=near_copies lists them' * (len(copies) > 0)}")
     print("\n".join(f"sha256 of the {name}: {value}" for name, value in data.hashes.items()))
@@ -153,9 +154,9 @@ def command_report(cfg: Config) -> None:
     from criteria_hpo.results.stored import plots_text, report_text, stored_study, test_text
 
     study = stored_study(cfg)
-    drawn = study_charts(study)
     show(report_text(cfg, study))
     show(f"\nThe luck of the best\n{stored_correction(cfg, study)}")
+    drawn = study_charts(study)
     show(f"\n{plots_text(cfg, study, drawn)}\n\n{test_text(cfg, study)}\n{report_line(cfg, study, drawn[0])}")
 
 # %% ../nbs/40_commands.ipynb #e253a5b7

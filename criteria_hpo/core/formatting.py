@@ -134,4 +134,4 @@ def show(text: str) -> None:
 
     if is_redrawn(sys.stdout):
         text = in_columns(text, shutil.get_terminal_size().columns if sys.stdout.isatty() else NOTEBOOK_COLUMNS)
-    print(text)
+    print(text, flush=True)

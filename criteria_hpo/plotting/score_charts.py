@@ -39,7 +39,7 @@ def four_scores_chart(table: pd.DataFrame, metric: str) -> Chart:
 
 # %% ../../nbs/plotting/55_score_charts.ipynb #fea9779f
 def reliability_chart(table: pd.DataFrame) -> Chart:
-    "Return share of positives against probability, in bins; `table`: columns model, probability, positive, low, high, pairs, runs."
+    "Return share of positives against probability; `table`: model, probability, positive, low, high, pairs, runs."
     unit = (-0.02, 1.02)
     x_axis, y_axis = Axis("mean probability", limits=unit), Axis("share of positives, 95 % interval", limits=unit)
     marks: list[Line | Points] = [Line([0.0, 1.0], [0.0, 1.0], "running", "perfectly calibrated", dash=True)]

@@ -204,6 +204,7 @@ def predict_file(cfg: Config) -> Progress:
                 if left:
                     answers.commit(len(left), answer_rows(predictor, left, extension), [row for row in left if row.problem])
                     request.raise_if_made(STOPPED)
+                bar.set_postfix_str(f"{seen:,} rows", refresh=False)
                 bar.update(posts.position() - bar.n)
         finish(answers, extension)
     return progress
