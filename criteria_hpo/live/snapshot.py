@@ -61,7 +61,7 @@ def gpu_memory() -> tuple[float, float] | None:
 @dataclass(frozen=True)
 class Watched:
     """A study to watch: its database, name, number of trials, folds of a trial, epochs of a fold (at most), and slots that are
-    not pruned. `what`: how the display calls it."""
+    not pruned. `what`: how the display calls it; `metric`: of its scores, in words."""
 
     url: str
     name: str
@@ -70,6 +70,7 @@ class Watched:
     n_epochs: int = 0
     startup: int = 0
     what: str = "Study"
+    metric: str = ""
 
     @property
     def unit(self) -> str:
@@ -160,11 +161,11 @@ def running_text(snapshot: Snapshot) -> list[str]:
 
 # %% ../../nbs/live/20_snapshot.ipynb #53331016
 def best_text(snapshot: Snapshot) -> str:
-    "Return the best score with its trial."
+    "Return the best score with its metric and trial."
     best = snapshot.progress.best
     if not best:
         return "none yet" if best is None else "0 (nothing learnt yet)"
-    return f"{best:.4f} ({snapshot.study.unit} {snapshot.best_trial})"
+    return f"{snapshot.study.metric} {best:.4f} ({snapshot.study.unit} {snapshot.best_trial})".lstrip()
 
 
 def memory_text(snapshot: Snapshot) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from ..config.paths import storage_url
 from ..config.schema import Config
 from ..core.errors import logger
+from ..core.formatting import in_words
 from .notebook_view import make_view
 from .snapshot import Camera, Watched
 from .terminal import View
@@ -67,4 +68,4 @@ def watched_search(cfg: Config, what: str = "Study") -> Watched:
     "Return the study of a configuration; `what`: how the display calls it."
     startup = unpruned_slots(cfg.hpo.pruner.model_dump(), cfg.n_trials)
     counts = cfg.n_trials, cfg.folds_per_trial, cfg.training.num_epochs
-    return Watched(storage_url(cfg), cfg.hpo.study_name, *counts, startup, what)
+    return Watched(storage_url(cfg), cfg.hpo.study_name, *counts, startup, what, in_words(cfg.hpo.metric))
