@@ -134,7 +134,8 @@ def warn_of_copies(rows: pd.DataFrame, source: str) -> int:
     copies = int((rows.groupby("post").group_id.nunique() > 1).sum())
     if copies:
         logger.warning(
-            "%s: %s in more than one group, so a split cannot keep all copies together; give their posts one group_id",
+            "%s: %s in more than one group, so a split cannot keep all copies together; give their posts one group_id "
+            "(command=near_copies lists them)",
             *(source, counted(copies, "text occurs", "texts occur")),
         )
     return copies

@@ -165,7 +165,8 @@ def merge_repeated_pairs(rows: pd.DataFrame, source: str, column_names: Mapping[
             f"the correct one"
         )
     merged = rows.groupby(PAIR).evidence.agg(lambda cells: tuple(dict.fromkeys(sum(cells, ()))))
-    logger.warning("%s: %s merged", source, counted(int(again.sum()), "repeated pair"))
+    number = counted(int(again.sum()), "repeated pair")
+    logger.warning("%s, row %s: repeats a pair with the same label; %s merged", source, again.idxmax(), number)
     kept = rows[~again]
     return kept.assign(evidence=pd.Series(merged.loc[pd.MultiIndex.from_frame(kept[PAIR])].to_numpy(), kept.index))
 
