@@ -271,7 +271,7 @@ def command_export(cfg: Config) -> None:
 
 
 def command_restore(cfg: Config) -> None:
-    "Make a study of an archive, which can be resumed: command=restore input=FOLDER hpo.study_name=NAME."
+    "Make a study of an archive, which can be resumed: command=restore input=FOLDER hpo.study_name=NAME [restore.trials=N]."
     if cfg.restore.input is None:
         raise ConfigError("restore.input is missing: name the folder of an archive with input=FOLDER")
     with quick_imports():
@@ -279,7 +279,7 @@ def command_restore(cfg: Config) -> None:
         from criteria_hpo.config.paths import make_study_dir, storage_url
 
     make_study_dir(cfg)
-    study = restore_archive(Path(cfg.restore.input), storage_url(cfg), cfg.hpo.study_name)
+    study = restore_archive(Path(cfg.restore.input), storage_url(cfg), cfg.hpo.study_name, cfg.restore.trials)
     print(f"{len(study.trials):,} trials restored as study '{study.study_name}'; command=hpo with its settings resumes it")
 
 # %% ../nbs/40_commands.ipynb #aa300c2f

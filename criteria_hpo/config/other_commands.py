@@ -111,9 +111,10 @@ class ExportConfig(Frozen):
 
 
 class RestoreConfig(Frozen):
-    "What `command=restore` reads: the folder of an archive."
+    "What `command=restore` reads: the folder of an archive. `trials`: only the first ones, as a study of so many; null: all."
 
     input: Place | None = None
+    trials: Annotated[int, Field(ge=1)] | None = None
 
 # %% ../../nbs/config/25_other_commands.ipynb #76d6f4d4
 SlurmOptions = Annotated[
