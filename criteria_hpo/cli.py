@@ -81,6 +81,7 @@ examples
   criteria-hpo command=status hpo.study_name=mine
   criteria-hpo command=report hpo.study_name=mine
   criteria-hpo command=predict model=studies/mine/model input=posts.csv output=answers.csv
+  criteria-hpo command=onnx model=studies/mine/model
   criteria-hpo command=compare studies=[mine,other]
   criteria-hpo command=audit predictions=theirs.csv folds=their_folds.csv
   criteria-hpo command=export hpo.study_name=mine output=mine_archive

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'show_search', 'command_hpo', 'command_launch', 'command_evaluate', 'command_status', 'command_report',
-           'command_train', 'command_probe', 'command_assets', 'command_purge_cache', 'command_predict',
+           'command_train', 'command_probe', 'command_assets', 'command_purge_cache', 'command_predict', 'command_onnx',
            'command_compare', 'command_audit', 'command_export', 'command_restore', 'command_dashboard']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
@@ -234,6 +234,16 @@ def command_predict(cfg: Config) -> None:
     listed = f", which {beside(output, 'skipped.csv')} lists" if done.skipped else ""
     print(f"{output}: {done.rows - done.skipped:,} posts answered, {done.skipped:,} rows skipped{listed}")
 
+# %% ../nbs/40_commands.ipynb #63780512
+def command_onnx(cfg: Config) -> None:
+    "Write a model as a graph in ONNX format, which runs without PyTorch: command=onnx model=FOLDER [int8=true]."
+    with quick_imports():
+        from criteria_hpo.config.paths import study_dir
+        from criteria_hpo.serving.model_folder import MODEL
+        from criteria_hpo.serving.onnx_model import write_onnx
+
+    print(write_onnx(Path(cfg.onnx.model) if cfg.onnx.model else study_dir(cfg) / MODEL, cfg.onnx.int8).text())
+
 # %% ../nbs/40_commands.ipynb #b2e37d17
 def command_compare(cfg: Config) -> None:
     "Compare stored studies: command=compare studies=[A,B] [output=FOLDER]; trains nothing."
@@ -304,6 +314,7 @@ COMMANDS = {
     "check_data": command_check_data,
     "near_copies": command_near_copies,
     "predict": command_predict,
+    "onnx": command_onnx,
     "compare": command_compare,
     "audit": command_audit,
     "export": command_export,

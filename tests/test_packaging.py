@@ -64,7 +64,8 @@ def test_requirements_name_what_the_package_imports(root: Path) -> None:
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(root / "settings.ini", encoding="utf-8")
     required = {normalised(requirement) for requirement in config["DEFAULT"]["requirements"].split()}
-    extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in ("bench", "dashboard", "ray", "slurm", "lora"))
+    names = ("bench", "dashboard", "ray", "slurm", "lora", "onnx")
+    extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in names)
     optional = {normalised(requirement) for requirement in extras.split()}
     owners = {name: {normalised(owner) for owner in found} for name, found in packages_distributions().items()}
     needed = {name for name in imported(root) if normalised(name) not in optional}

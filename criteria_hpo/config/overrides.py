@@ -176,7 +176,8 @@ def expand_models(overrides: list[str]) -> list[str]:
 
 # %% ../../nbs/config/20_overrides.ipynb #2a39ecea
 SHORT = {
-    "predict": ("model=", "input=", "output="),
+    "predict": ("model=", "input=", "output=", "backend="),
+    "onnx": ("model=", "int8="),
     "compare": ("studies=", "output="),
     "audit": ("predictions=", "folds=", "output="),
     "export": ("output=", "predictions="),

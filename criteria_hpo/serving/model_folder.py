@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL', 'FORMAT', 'LABEL', 'PLAIN_CONFIG', 'output_layer', 'holds_calibration', 'calibrated', 'ModelFacts',
            'save_member', 'save_tokenizer', 'is_model_folder', 'check_replaceable', 'replaced_folder', 'file_hash',
-           'write_model', 'StoredModel', 'read_member', 'read_facts', 'read_model']
+           'write_model', 'StoredModel', 'read_member', 'read_facts', 'member_places', 'read_model']
 
 # %% ../../nbs/serving/20_model_folder.ipynb #fdd0a914
 import copy
@@ -219,10 +219,15 @@ def read_facts(folder: Path) -> tuple[dict[str, Any], Decision, dict[str, str], 
     return about, decision_from_json(rule, str(folder / "decision.json")), criteria, identity
 
 # %% ../../nbs/serving/20_model_folder.ipynb #e576f77f
-def read_model(folder: Path) -> StoredModel:
-    "Read a folder of `write_model`; raises a `ModelError` of one line for any other folder."
+def member_places(folder: Path) -> list[Path]:
+    "Return the folders of the members' weights, the model's own first."
+    about = read_facts(folder)[0]
+    return [folder, *(folder / "members" / str(number) for number in range(2, about["members"] + 1))]
+
+
+def read_model(folder: Path, weights: bool = True) -> StoredModel:
+    "Read a folder of `write_model`, perhaps without members; raises a `ModelError` of one line for any other folder."
     about, decision, criteria, identity = read_facts(folder)
-    places = [folder, *(folder / "members" / str(number) for number in range(2, about["members"] + 1))]
     tokenizer = load_tokenizer(str(folder.resolve()), about["max_length"])
-    members = tuple(read_member(place) for place in places)
+    members = tuple(read_member(place) for place in (member_places(folder) if weights else []))
     return StoredModel(members, tokenizer, criteria, decision, about["max_length"], about["long_posts"], identity)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LARGE', 'SHOWN', 'STOPPED', 'check_output', 'checked_paths', 'input_hash', 'Progress', 'beside',
-           'stored_progress', 'Answers', 'open_answers', 'answer_rows', 'finish', 'predict_file']
+           'stored_progress', 'Answers', 'open_answers', 'answer_rows', 'finish', 'predictor_of', 'predict_file']
 
 # %% ../../nbs/serving/60_predict.ipynb #8679cecc
 import fcntl
@@ -20,6 +20,7 @@ from typing import IO, Any
 import pandas as pd
 import torch
 
+from ..config.other_commands import PredictConfig
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.bars import make_bar
@@ -27,6 +28,7 @@ from ..core.errors import ConfigError, DataError, logger, looked_in
 from ..core.files import atomic_path, write_atomic
 from ..core.stopping import stoppable
 from .model_folder import MODEL, read_facts
+from .onnx_model import OnnxPredictor
 from .predictor import Predictor
 from .streams import OUTPUT_FORMATS, Row, answer_bytes, convert_to_parquet, open_posts, row_chunks
 
@@ -179,6 +181,18 @@ def finish(answers: Answers, extension: str) -> None:
     if not answers.progress.skipped:
         beside(output, "skipped.csv").unlink(missing_ok=True)
 
+# %% ../../nbs/serving/60_predict.ipynb #307e2efb
+def predictor_of(model: Path, given: PredictConfig) -> Predictor:
+    "Return the predictor of the backend that the settings name. Raises a `ConfigError` for int8 in batches."
+    if given.backend == "onnx_int8" and given.batch_size not in (None, 1):
+        raise ConfigError(
+            f"predict.batch_size={given.batch_size}: backend=onnx_int8 computes one pair at a time, because in a batch scores "
+            "depend on the other pairs; leave the setting out"
+        )
+    if given.backend == "torch":
+        return Predictor(model, given.device, given.batch_size or 32)
+    return OnnxPredictor(model, given.device, given.batch_size or 32, given.backend == "onnx_int8")
+
 # %% ../../nbs/serving/60_predict.ipynb #0004faee
 def predict_file(cfg: Config) -> Progress:
     """Write the answers to every post of `predict.input` into `predict.output`, or go on where a run was stopped.
@@ -187,11 +201,11 @@ def predict_file(cfg: Config) -> Progress:
     """
     model, source, output = checked_paths(cfg)
     extension, names = output.suffix.lower(), {"post": cfg.data.columns.post, "post_id": cfg.data.columns.post_id}
-    question = {"input": input_hash(source), "model": read_facts(model)[3], "columns": names}
+    question = {"input": input_hash(source), "model": read_facts(model)[3], "columns": names, "backend": cfg.predict.backend}
     progress = stored_progress(output, question, cfg.predict.overwrite)
     with open_posts(source, names) as posts, open_answers(output, progress) as answers, stoppable(STOPPED) as request:
         torch.set_num_threads(torch.get_num_threads() if cfg.threads == "auto" else cfg.threads)
-        predictor = Predictor(model, cfg.predict.device, cfg.predict.batch_size)
+        predictor = predictor_of(model, cfg.predict)
         if not progress.rows:
             empty = pd.DataFrame(columns=["post_id", "criterion_id", "probability", "decision"])
             answers.commit(0, answer_bytes(empty, extension, header=True), [])

@@ -9,7 +9,7 @@ __all__ = ['Posts', 'COMPARED', 'AT_ONCE', 'posts_table', 'every_pair', 'chosen_
 # %% ../../nbs/serving/40_predictor.ipynb #a02cecb5
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from ..data.tokens import TokenisedPairs, check_criteria, concatenate_rows
 from ..model.classifier import reads_token_types
 from ..model.device import pick_device
 from .decision import ensemble_logits
-from .model_folder import read_model
+from .model_folder import StoredModel, read_model
 
 # %% ../../nbs/serving/40_predictor.ipynb #7efdd192
 Posts: TypeAlias = Sequence[str] | pd.Series | pd.DataFrame
@@ -128,10 +128,19 @@ class Predictor:
     def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be at least 1")
-        self.device, self.batch_size = device_of(device), batch_size
-        self.model = read_model(Path(folder).expanduser())
-        self.members = [torch.nn.Module.to(member, self.device) for member in self.model.members]
+        self.batch_size = batch_size
+        self.model = self.open(Path(folder).expanduser(), device)
         self.check(self.model.criteria)
+
+    def open(self, folder: Path, device: str | torch.device | None) -> StoredModel:
+        "Read the folder, and set the device and the members that score on it."
+        self.device, model = device_of(device), read_model(folder)
+        self.members: list[Any] = [torch.nn.Module.to(member, self.device) for member in model.members]
+        return model
+
+    def scores(self, member: Any, tokens: TokenisedPairs, batches: Sequence[np.ndarray]) -> np.ndarray:
+        "Return the logits of n pairs by one member, float32 (n,)."
+        return member_logits(member, tokens, batches, self.device)
 
     def check(self, criteria: Mapping[str, str]) -> None:
         "Raise a `DataError` for a criterion that leaves no space for a post."
@@ -150,7 +159,7 @@ class Predictor:
             return np.empty(0)
         tokens = self.tokens(pairs)
         batches = eval_batches(tokens.lengths, self.batch_size)
-        return ensemble_logits(np.array([member_logits(member, tokens, batches, self.device) for member in self.members]))
+        return ensemble_logits(np.array([self.scores(member, tokens, batches) for member in self.members]))
 
     def predict(self, posts: Posts, criteria: Iterable[str] | Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return post_id, criterion_id, probability (in [0, 1]) and decision (0 or 1) of each post with each criterion.
