@@ -152,13 +152,13 @@ def test_a_refused_family_cannot_be_served(family, tmp_path):
 
 
 def test_a_refused_family_is_one_line(tmp_path, capsys):
-    encoder = tmp_path / "longformer"
-    model = write(encoder, [BERTClassifier(ENCODER)])
+    model = write(tmp_path / "model", [BERTClassifier(ENCODER)])
     long = tiny_encoder("longformer", vocab_size=30_522, max_position_embeddings=72, pad_token_id=0)
     long.save_pretrained(model)
+    capsys.readouterr()
     assert cli.main(["command=onnx", f"model={model}"]) == 2
     *bar, line = capsys.readouterr().err.strip().splitlines()
-    assert all(each.startswith("writing graphs") for each in bar) and line.startswith("criteria_hpo: ")
+    assert all("writing graphs" in each for each in bar) and line.startswith("criteria_hpo: ")
     assert "PyTorch's exporter does not serve longformer" in line and "use backend=torch" in line
     assert not (model / "onnx").exists() and not list(model.rglob(".onnx-*"))
 
@@ -173,6 +173,7 @@ def test_wrong_settings_are_one_line(tmp_path, capsys):
         "backend=onnx_int8 predict.batch_size=8": "one pair at a time",
         "backend=onnx_int8 predict.device=cuda": "computes on the CPU",
     }
+    capsys.readouterr()
     for given, expected in mistakes.items():
         assert cli.main(words(model, source, tmp_path / "out.csv", *given.split())) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
