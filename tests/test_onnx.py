@@ -169,7 +169,7 @@ def test_wrong_settings_are_one_line(tmp_path, capsys):
     mistakes = {
         "backend=onnx": f"write it with criteria-hpo command=onnx model={model}",
         "backend=onnx_int8": f"write it with criteria-hpo command=onnx int8=true model={model}",
-        "backend=tensorrt": "torch, onnx or onnx_int8",
+        "backend=tensorrt": "torch or onnx or onnx_int8",
         "backend=onnx_int8 predict.batch_size=8": "one pair at a time",
         "backend=onnx_int8 predict.device=cuda": "computes on the CPU",
     }
