@@ -183,10 +183,10 @@ LEAST_TRIALS = 8
 
 
 def forecast_line(study: optuna.Study) -> str:
-    "Return the line on the predicted and the actual time left at 25, 50 and 75 % of the trials; empty for a short study."
+    "Return the line on predicted and actual time left at 25, 50 and 75 % of the trials; empty for a short or unfinished study."
     ended = sorted(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)), key=slot_of)
     settings = study.user_attrs.get("identity", {}).get("hpo", {}).get("pruner")
-    if settings is None or len(ended) < LEAST_TRIALS:
+    if settings is None or len(ended) < max(LEAST_TRIALS, study.user_attrs.get("n_trials", 0)):
         return ""
     startup = unpruned_slots(settings, len(ended))
     spent = [Spent(folds_trained(trial), seconds_held(trial), slot_of(trial) < startup) for trial in ended]

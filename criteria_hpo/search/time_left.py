@@ -155,4 +155,4 @@ def replay_line(forecasts: Sequence[Forecast]) -> str:
         f"actual: {f.actual:,.0f} s ({f.left.middle / f.actual - 1:+.0%})"
         for f in forecasts
     ]
-    return f"Time left as predicted {'; '.join(parts)}" if parts else ""
+    return f"Time left, summed over processes, as predicted {'; '.join(parts)}" if parts else ""
