@@ -51,6 +51,21 @@ def test_a_restored_study_goes_on_as_the_first(studies: Path) -> None:
     assert predictions[0] == predictions[1]
 
 
+def test_the_first_trials_are_a_study_of_their_own(studies: Path) -> None:
+    """Two of four trials, restored, are what the study was when it had two, and it is complete."""
+    run(
+        "command=restore",
+        f"input={studies / 'first' / 'export'}",
+        "restore.trials=2",
+        "hpo.study_name=few",
+        f"studies_dir={studies}",
+    )
+    run("command=export", *few)
+    assert settings_and_scores(studies / "few" / "export") == settings_and_scores(studies / "two")
+    about = read_about(studies / "few" / "export")["attributes"]
+    assert about["n_trials"] == 2 and about["identity"] == read_about(studies / "two")["attributes"]["identity"]
+
+
 def test_an_archive_is_a_table_of_folds(studies: Path) -> None:
     table = pd.read_json(studies / "first" / "export" / "trials-0000.jsonl.xz", lines=True)
     folds = table.slots.map(lambda slots: [score for slot in slots for _, score, *_ in slot["folds"]])
@@ -91,4 +106,6 @@ def test_the_archive_of_the_gallery_is_whole(tmp_path: Path) -> None:
     assert {Path(name).name for name in tracked} == {path.name for path in folder.iterdir()}
     assert max(path.stat().st_size for path in folder.iterdir()) < 1e6 and len(rows) >= 230 and predictions
     ended = [row for row in rows if row.get("state") in ("COMPLETE", "PRUNED")]
-    assert len(pd.read_csv(folder / "folds.csv")) == len(ended)
+    table = pd.read_csv(folder / "folds.csv")
+    assert len(table) == len(ended) and ((table.state == "PRUNED") == table.reason.notna()).all()
+    assert table.report_1.notna().all() and table.score_1.notna()[table.folds > 0].all()

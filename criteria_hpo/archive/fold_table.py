@@ -30,13 +30,16 @@ def fold_table(rows: list[Row]) -> pd.DataFrame:
     "The table of folds of a study, from `study_rows`: a row for each trial that has ended."
     found = [row for row in rows if row["number"] is not None and row["state"] in ENDED]
     params = list(dict.fromkeys(name for row in found for name in row["params"]))
+    within = [{f"report_{step}": value for slot in row["slots"] for step, value, _ in slot["within"]} for row in found]
+    of_reports = sorted({name for reports in within for name in reports}, key=lambda name: int(name.rpartition("_")[2]))
     last = max((number for row in found for slot in row["slots"] for number, *_ in slot["folds"]), default=0)
     table = []
-    for row in found:
+    for row, reports in zip(found, within, strict=True):
         slots, folds = row["slots"], fold_columns(row["slots"])
-        reason = next((slot["reason"] for slot in slots if slot.get("reason")), None)
-        about = {"trial": row["number"], "state": row["state"], "value": row["value"], "reason": reason}
+        about = {name: row[key] for name, key in (("trial", "number"), ("state", "state"), ("value", "value"))}
+        about["reason"] = row["user"].get("prune_reason")
         cost = {"folds": len(folds) // (1 + len(DETAILS)), "seconds": sum(slot["seconds"] or 0 for slot in slots)}
-        table.append(about | cost | {name: row["params"].get(name, [None])[0] for name in params} | folds)
+        table.append(about | cost | {name: row["params"].get(name, [None])[0] for name in params} | folds | reports)
     of_folds = [f"{name}_{number}" for number in range(1, last + 1) for name in ("score", *DETAILS)]
-    return pd.DataFrame(table, columns=["trial", "state", "value", "reason", "folds", "seconds", *params, *of_folds])
+    first = ["trial", "state", "value", "reason", "folds", "seconds"]
+    return pd.DataFrame(table, columns=[*first, *params, *of_folds, *of_reports])
