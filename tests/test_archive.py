@@ -60,7 +60,7 @@ def test_the_first_trials_are_a_study_of_their_own(studies: Path) -> None:
         "hpo.study_name=few",
         f"studies_dir={studies}",
     )
-    run("command=export", *few)
+    run("command=export", "hpo.study_name=few", f"studies_dir={studies}")
     assert settings_and_scores(studies / "few" / "export") == settings_and_scores(studies / "two")
     about = read_about(studies / "few" / "export")["attributes"]
     assert about["n_trials"] == 2 and about["identity"] == read_about(studies / "two")["attributes"]["identity"]
