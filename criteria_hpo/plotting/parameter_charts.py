@@ -154,7 +154,8 @@ def parallel_coordinate_chart(study: optuna.Study) -> Chart:
         (float(at), fill(title, 13, break_long_words=False))
         for at, title in enumerate([score_title(study), *(s.title for s in scales)])
     )
-    middle = [f"{in_words(n)} {compact(np.nanmedian(s.places(best)))}" for n, s in zip(names, scales) if not s.choices]
+    places = {name: scale.places(best) for name, scale in zip(names, scales) if not scale.choices}
+    middle = [f"{in_words(n)} {compact(np.nanmedian(x))}" for n, x in places.items() if np.isfinite(x).any()]
     n_all, score = len(complete_trials(study)), score_title(study)
     shown = f"The best {len(best):,} of {n_all:,} complete trials, {score} {low:.3f} to {high:.3f}."
     alt = f"{shown} Their medians: {', '.join(middle) or 'none'}."

@@ -6,6 +6,8 @@
 __all__ = ['PLOTS', 'PAIRS', 'complete_trials', 'metric_name', 'score_title', 'is_maximised', 'varied', 'not_yet', 'report_names']
 
 # %% ../../nbs/plotting/20_plot_data.ipynb #ceef574e
+import math
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -75,7 +77,11 @@ def not_yet(study: optuna.Study, plot: str) -> str:
 # %% ../../nbs/plotting/20_plot_data.ipynb #426c1b07
 def report_names(study: optuna.Study) -> tuple[str, str]:
     "Return the axis names of the reports: folds and their running mean, or steps and the score so far in the other modes."
-    mode = study.user_attrs.get("identity", {}).get("hpo", {}).get("mode", "kfold")
-    if mode == "kfold":
-        return "fold", f"{score_title(study)}, mean of the folds so far"
-    return f"step (hpo.mode={mode})", f"{score_title(study)} so far"
+    identity = study.user_attrs.get("identity", {})
+    hpo, score = identity.get("hpo", {}), score_title(study)
+    if hpo.get("mode", "kfold") == "kfold":
+        return "fold", f"{score}, mean of the folds so far"
+    if hpo["mode"] == "single_split":
+        return "step (reports of one fold)", f"{score} so far"
+    steps = math.ceil(identity["training"]["num_epochs"] / hpo["report_interval"])
+    return f"step (1 to {steps}: within the first fold; then {steps} for each fold)", f"{score} so far"
