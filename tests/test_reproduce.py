@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -138,6 +139,14 @@ def test_signal_and_noise() -> None:
     from criteria_hpo.pruner_lab.fold_table import load_table, signal
 
     check("signal_and_noise", dict(signal(load_table(ROOT / "studies" / "gallery" / "replay_table"))))
+
+
+def test_the_headline() -> None:
+    table = pd.read_csv(ROOT / "studies" / "gallery" / "archive" / "folds.csv")
+    complete = table[table.state == "COMPLETE"].set_index("trial").value
+    found = {"trials": len(table), "complete": len(complete), "folds": table.folds.sum(), "hours": table.seconds.sum() / 3600}
+    within = table.reason.str.contains("report", na=False).sum()
+    check("the_headline", found | {"pruned within a fold": within, "best": complete.max(), "default": complete[0]})
 
 
 def test_pruning_saved_and_lost() -> None:

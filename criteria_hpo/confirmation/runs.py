@@ -48,6 +48,7 @@ from ..storage.leases import Lease
 from ..storage.ledger import Ledger
 from ..storage.progress import has_finished_trial
 from ..training.epoch import TrainingSetup
+from ..training.setup import folds_side_by_side
 
 # %% ../../nbs/confirmation/30_runs.ipynb #7d85b15d
 @contextmanager
@@ -149,6 +150,7 @@ class Confirmation:
             fail_orphaned_trials(self.study, self.ledger)
             return
         setup, data = self.search.setup(request), self.search.data
+        setup = replace(setup, folds_at_once=folds_side_by_side(self.cfg, setup.device))  # also after a search by epochs
         objective = SettingObjective(self.cfg, data, self.study, self.ledger, setup, self.candidates)
         check = functools.partial(check_identity, self.cfg, data, self.study)
         with self.shown():

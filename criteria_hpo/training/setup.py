@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Options', 'check_options', 'heaviest_options', 'heaviest_adapter', 'seed_everything', 'prepare_classifier',
-           'used_ids', 'compact_vocabulary', 'gpu_fields', 'make_setup', 'Data', 'load_data']
+           'used_ids', 'compact_vocabulary', 'gpu_fields', 'folds_side_by_side', 'make_setup', 'Data', 'load_data']
 
 # %% ../../nbs/training/80_setup.ipynb #ed1540c6
 import random
@@ -126,6 +126,11 @@ def gpu_fields(cfg: Config, classifier: BERTClassifier, device: torch.device) ->
         ),
     }
 
+# %% ../../nbs/training/80_setup.ipynb #062b76d9
+def folds_side_by_side(cfg: Config, device: torch.device) -> int:
+    "Return how many folds of a trial train at once, in processes of their own."
+    return processes_at_once(cfg.folds_at_once, device, cfg.known_threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
+
 # %% ../../nbs/training/80_setup.ipynb #3dadcb85
 def make_setup(
     cfg: Config,
@@ -155,8 +160,7 @@ def make_setup(
     probed = cfg.model_copy(update={"training": training, "model": cfg.model.model_copy(update={"adapter": adapter})})
     physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device)
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
-    at_once = processes_at_once(cfg.folds_at_once, device, cfg.known_threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
-    sizes = physical, evaluation
+    sizes, at_once = (physical, evaluation), folds_side_by_side(cfg, device)
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
     made = replace(made, criteria=criterion_numbers(data.dev), threshold=cfg.objective.threshold, adapter=cfg.model.adapter)
     return replace(made, **gpu_fields(cfg, classifier, device))
