@@ -191,6 +191,7 @@ MODEL_DIMENSIONS = {
     "lora_r": "{type: categorical, choices: [8, 16, 64]}",
     "lora_alpha": "{type: categorical, choices: [8, 32]}",
     "lora_dropout": "{type: uniform, low: 0.0, high: 0.2}",
+    "layers": "{type: categorical, choices: [1, 2]}",
 }
 
 

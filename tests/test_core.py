@@ -260,6 +260,19 @@ def test_a_pooling_of_the_setting_trains_and_leaves_nothing_behind(setup, once, 
     assert np.array_equal(once.probs, run_single_fold(setup, SETTING, setup.folds[0], seed=3).probs)
 
 
+def test_layers_of_the_setting_are_used_and_come_back(setup, once, tmp_path):
+    cut = SETTING.model_copy(update={"layers": 1})
+    first = run_single_fold(setup, cut, setup.folds[0], seed=3)
+    setup.classifier.save_pretrained(tmp_path)
+    saved = BERTClassifier(str(tmp_path)).model
+    kept = setup.classifier.model.state_dict()
+    assert saved.config.num_hidden_layers == 1 and not any(".layer.1." in name for name in kept)
+    assert all(torch.equal(value, kept[name]) for name, value in saved.state_dict().items() if "word_embeddings" not in name)
+    assert np.array_equal(first.probs, run_single_fold(setup, cut, setup.folds[0], seed=3).probs)
+    assert not np.array_equal(first.probs, once.probs)
+    assert np.array_equal(once.probs, run_single_fold(setup, SETTING, setup.folds[0], seed=3).probs)
+
+
 def small_study(folder, name, *more):
     settings = [
         "preset=smoke",

@@ -17,6 +17,7 @@ from .parts import unpacked_predictions, unpacked_rows
 from .rows import RESTORED, Distributions, Row, slot_values, trial_of
 from .write import read_about
 from ..core.errors import StudyError
+from ..search.objectives import make_study, one_objective
 from ..search.optuna_access import trial_id
 from ..storage.database import exclusive, open_storage
 from ..storage.ledger import Ledger
@@ -73,13 +74,14 @@ def first_trials(
     return about | {"attributes": attributes}, kept, [row for row in predictions if row["slot"] < n]
 
 # %% ../../nbs/archive/40_restore.ipynb #806dee0a
-def _fresh_study(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study:
-    "Create the study, marked as incomplete. Raises `StudyError` if there is one that is not."
+def _fresh_study(storage: optuna.storages.BaseStorage, name: str, identity: dict[str, Any]) -> optuna.Study:
+    "Create the study of this identity, marked as incomplete. Raises `StudyError` if there is one that is not."
     if name in optuna.get_all_study_names(storage):
         if optuna.load_study(study_name=name, storage=storage).user_attrs.get(RESTORED) is not False:
             raise StudyError(f"hpo.study_name={name}: this study exists already; restore the archive under another name")
         optuna.delete_study(study_name=name, storage=storage)
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    metric = identity.get("hpo", {}).get("metric", "score")
+    study = make_study(storage, name, metric, identity.get("objective", {}).get("second"))
     study.set_user_attr(RESTORED, False)
     return study
 
@@ -94,11 +96,11 @@ def restore_archive(folder: Path, url: str, name: str, trials: int | None = None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage, ledger, known = open_storage(url), Ledger(url, name), Distributions(about["distributions"])
     with exclusive(ledger.engine, name):
-        study = _fresh_study(storage, name)
+        study = _fresh_study(storage, name, about["attributes"].get("identity") or {})
         study.add_trials([trial_of(row, known) for row in rows if row["number"] is not None])
         _write_ledger(ledger, _ledger_rows(study, rows), predictions)
         for key, value in about["attributes"].items():
             study.set_user_attr(key, value)
         study.set_user_attr(RESTORED, True)
     ledger.engine.dispose()
-    return study
+    return one_objective(study)

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 
+from ..search.objectives import first_value, whole_study
 from ..search.optuna_access import parsed_distribution, trial_id
 from ..storage.engine import reading
 from ..storage.ledger_tables import FOLDS, REPORTS, SLOTS, LedgerReader
@@ -52,21 +53,21 @@ class Distributions:
 
 # %% ../../nbs/archive/10_rows.ipynb #50e4a57b
 def trial_row(trial: FrozenTrial, known: Distributions) -> Row:
-    "The row of a trial of one objective."
+    "The row of a trial; `second`: the value of its second objective, if the study has one."
     params = {
         name: [value, known.number(distribution_to_json(trial.distributions[name]))] for name, value in trial.params.items()
     }
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "value": trial.value,
+        "value": first_value(trial),
         "start": _utc(trial.datetime_start),
         "end": _utc(trial.datetime_complete),
         "params": params,
         "user": trial.user_attrs,
         "system": trial.system_attrs,
         "reports": sorted(trial.intermediate_values.items()),
-    }
+    } | ({"second": trial.values[1]} if len(trial.values or []) > 1 else {})
 
 # %% ../../nbs/archive/10_rows.ipynb #b0796a7c
 def trial_of(row: Row, known: Distributions) -> FrozenTrial:
@@ -75,7 +76,8 @@ def trial_of(row: Row, known: Distributions) -> FrozenTrial:
     return FrozenTrial(
         number=row["number"],
         state=optuna.trial.TrialState[row["state"]],
-        value=row["value"],
+        value=None,
+        values=None if row["value"] is None else [row["value"], *([row["second"]] if "second" in row else [])],
         datetime_start=_local(row["start"]),
         datetime_complete=_local(row["end"]),
         params={name: value for name, (value, _) in row["params"].items()},
@@ -124,7 +126,7 @@ def slot_rows(ledger: LedgerReader) -> dict[int | None, list[Row]]:
 # %% ../../nbs/archive/10_rows.ipynb #ce5190f7
 def study_rows(study: optuna.Study, ledger: LedgerReader) -> tuple[list[Row], Distributions]:
     "The rows of a study, one a trial in order of numbers, then one for each slot without a trial; and their distributions."
-    known, trials = Distributions(), study.get_trials(deepcopy=False)
+    known, trials = Distributions(), whole_study(study).get_trials(deepcopy=False)
     slots = slot_rows(ledger)
     rows = [{**trial_row(trial, known), "slots": slots.pop(trial_id(trial), [])} for trial in trials]
     later = [slot | {"folds": [], "within": []} for rest in slots.values() for slot in rest]

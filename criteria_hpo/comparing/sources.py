@@ -142,13 +142,31 @@ def savings(source: Source) -> dict[str, float]:
     }
 
 
-def importances(sources: list[Source]) -> pd.DataFrame:
-    "Return the importance of each parameter in each study, most important first; NaN where a study does not search it."
-    columns = {}
+def _importance_tables(sources: list[Source]) -> dict[str, pd.DataFrame]:
+    "Return the table of importances of each study by name, empty where all trials score the same."
+    found = {}
     for source in sources:
         values = {trial.value for trial in source.ended if trial.state == TrialState.COMPLETE}
-        known = importance_table(source.study) if len(values) > 1 else pd.DataFrame({"importance": []}, dtype=float)
-        columns[source.name] = known["importance"]
+        table = importance_table(source.study)
+        found[source.name] = table if len(values) > 1 else table.iloc[:0]
+    return found
+
+
+def _by_parameter(columns: dict[str, pd.Series], ranked: list[str]) -> pd.DataFrame:
+    "Return the columns as a table by parameter, ordered by the mean of the columns `ranked`."
     table = pd.DataFrame(columns)
-    order = table.mean(axis=1).sort_values(ascending=False, kind="stable").index
+    order = table[ranked].mean(axis=1).sort_values(ascending=False, kind="stable").index
     return table.loc[order].rename_axis("parameter").reset_index()
+
+
+def importances(sources: list[Source]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return two tables of importances by parameter, most important first, with a column for each study.
+
+    The first has the parameters that all trials of a study have, with sum 1; the second the conditional ones, each with its share
+    within the trials that have it, and a column `NAME trials` of their number. NaN where a study does not search a parameter.
+    """
+    found = _importance_tables(sources)
+    always = {name: table.importance[table.always] for name, table in found.items()}
+    some = {name: table[~table.always] for name, table in found.items() if not table.always.all()}
+    apart = {f"{name}{end}": t[column] for name, t in some.items() for end, column in (("", "importance"), (" trials", "trials"))}
+    return _by_parameter(always, list(always)), _by_parameter(apart, list(some)) if some else pd.DataFrame()

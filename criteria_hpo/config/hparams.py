@@ -47,8 +47,12 @@ LayerDecay = Annotated[float, Field(gt=0, le=1)]
 OPTIONS = ("scheduler", "label_smoothing", "max_grad_norm", "freeze_layers", "gradient_checkpointing", "layer_decay")
 AdapterType = Literal["none", "lora", "qlora"]
 Rank = Literal[8, 16, 32, 64]
-MODEL_OPTIONS = ("pooling", "adapter", "lora_r", "lora_alpha", "lora_dropout")
-NEUTRAL = {"layer_decay": 1.0, "pooling": "library"}  # of options that came later: the value that changes nothing
+MODEL_OPTIONS = ("pooling", "adapter", "lora_r", "lora_alpha", "lora_dropout", "layers")
+NEUTRAL: dict[str, Any] = {
+    "layer_decay": 1.0,
+    "pooling": "library",
+    "layers": None,
+}  # of options that came later: the value that changes nothing
 NEUTRAL |= {"adapter": "none", "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1}
 
 
@@ -77,6 +81,7 @@ class HParams(Frozen):
     lora_r: Rank | None = None
     lora_alpha: Rank | None = None
     lora_dropout: Rate | None = None
+    layers: Annotated[int, Field(ge=1)] | None = None
 
     def options(self) -> dict[str, Any]:
         "The options of training and model that this setting defines itself."

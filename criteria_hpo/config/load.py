@@ -32,6 +32,7 @@ NOT_IDENTITY = {
 NEWER: dict[str, dict[str, Any]] = {
     "model": {"pooling": NEUTRAL["pooling"], "adapter": AdapterConfig().model_dump(mode="json")},
     "training": {"layer_decay": NEUTRAL["layer_decay"]},
+    "objective": {"second": None},
 }  # settings that came later, with the values that change nothing
 SECTIONS = ("evaluate", *OtherCommands.model_fields)  # of other commands than the search
 
@@ -49,7 +50,7 @@ def identity_settings(cfg: Config) -> dict[str, Any]:
         whole.pop("objective")
     for section, newer in NEWER.items():
         for name, value in newer.items():
-            if whole[section][name] == value:
+            if section in whole and whole[section][name] == value:
                 whole[section].pop(name)
     settings = whole["hpo"]["default_setting"]
     whole["hpo"]["default_setting"] = {

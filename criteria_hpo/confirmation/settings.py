@@ -20,6 +20,7 @@ from ..config.paths import storage_url, study_dir
 from ..config.schema import Config, PrunerConfig, SamplerConfig
 from ..core.errors import StudyError
 from ..results.stored import confirmation_name
+from ..search.objectives import front
 from ..search.search_space import hparams_of
 
 # %% ../../nbs/confirmation/10_settings.ipynb #8f03a008
@@ -60,10 +61,14 @@ def ranked_trials(study: optuna.Study, order: Sequence[int] = ()) -> list[optuna
 
 
 def best_candidates(cfg: Config, study: optuna.Study, top: int, order: Sequence[int] = ()) -> list[Candidate]:
-    "Return the best `top` different settings, best first, and the default. Raises a `StudyError` without a complete trial."
+    """Return the best `top` different settings, best first, and the default. Raises a `StudyError` without a complete trial.
+
+    Of a study with two objectives, the settings of its Pareto front come first.
+    """
     default = cfg.first_setting
     found: dict[str, Candidate] = {}
-    for trial in ranked_trials(study, order):
+    first = [trial.number for trial in front(study)]
+    for trial in ranked_trials(study, list(dict.fromkeys([*first, *order]))):
         setting = cfg.complete(hparams_of(trial.params, cfg.hpo.default_setting))
         score = trial.value if trial.state == TrialState.COMPLETE else None
         candidate = Candidate(setting, trial.number, score, setting == default)
@@ -88,5 +93,6 @@ def confirmation_config(cfg: Config, n_runs: int) -> Config:
             "studies_dir": str(study_dir(cfg).resolve()),
             "hpo": cfg.hpo.model_copy(update=fixed | place),
             "training": cfg.training.model_copy(update={"early_stopping": inner}),
+            "objective": cfg.objective.model_copy(update={"second": None}),
         }
     )

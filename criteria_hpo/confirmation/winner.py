@@ -14,6 +14,7 @@ import pandas as pd
 
 from .runs import Confirmation, pair_of
 from ..core.errors import StudyError
+from ..search.objectives import SECONDS
 
 # %% ../../nbs/confirmation/40_winner.ipynb #313bdb50
 def corrected_error(differences: np.ndarray, n_folds: int) -> float:
@@ -28,11 +29,13 @@ def corrected_error(differences: np.ndarray, n_folds: int) -> float:
 class Scores:
     """The scores of settings, float64 (n_settings, n_seeds, n_folds), NaN where a fold has no score.
 
-    `seconds`: mean training time of a fold, (n_settings,). `epochs`: best epochs, as the scores."""
+    `seconds`: mean training time of a fold, (n_settings,), or after a search for two objectives that of predicting 1,000 pairs;
+    `cost`: which of them. `epochs`: best epochs, as the scores."""
 
     values: np.ndarray
     seconds: np.ndarray
     epochs: np.ndarray
+    cost: str = "seconds a fold"
 
     @property
     def complete(self) -> np.ndarray:
@@ -50,6 +53,7 @@ def confirmed_scores(confirmation: Confirmation) -> Scores:
     n = len(confirmation.candidates)
     shape = (n, confirmation.n_seeds, confirmation.cfg.data.n_folds)
     values, epochs, seconds = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+    two = confirmation.search.cfg.objective.second is not None
     ended = {row.slot for row in confirmation.ledger.slots() if row.outcome == "COMPLETE"}
     for slot, rows in confirmation.ledger.folds_by_slot().items():
         if slot in ended:
@@ -57,8 +61,9 @@ def confirmed_scores(confirmation: Confirmation) -> Scores:
             for row in rows:
                 place = setting, seed, row.fold - 1
                 values[place], epochs[place] = row.score, row.details["best_epoch"]
-                seconds[place] = row.details["seconds"]
-    return Scores(values, np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in seconds]), epochs)
+                seconds[place] = row.details["predict_seconds" if two else "seconds"]
+    means = np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in seconds])
+    return Scores(values, means, epochs, SECONDS if two else Scores.cost)
 
 # %% ../../nbs/confirmation/40_winner.ipynb #db77ff0f
 def behind(scores: Scores, best: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +96,7 @@ def confirmed_table(confirmation: Confirmation, scores: Scores, winner: int) -> 
             "confirmed": scores.means,
             "behind": gap,
             "error": error,
-            "seconds a fold": scores.seconds,
+            scores.cost: scores.seconds,
             "chosen": ["yes" if number == winner else "" for number in range(len(gap))],
         }
     )

@@ -19,7 +19,7 @@ from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
 from ..model.encoders import study_tokenizer
-from ..search.search_space import check_augmentation, parse_space
+from ..search.search_space import check_augmentation, check_first_layers, parse_space
 from ..training.metrics import MIN_FOR_THRESHOLD, can_choose_threshold
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00005
@@ -105,7 +105,8 @@ class CheckedStudy:
 
 def check_study(cfg: Config, data: Data | None = None) -> CheckedStudy:
     "Run all checks on the study's data, which are read unless given. Raises `DataError` or `ConfigError`."
-    check_augmentation(cfg, parse_space(cfg.hpo.search_space))
+    check_augmentation(cfg, space := parse_space(cfg.hpo.search_space))
+    check_first_layers(cfg, space)
     data = data or load_data(cfg)
     model_error = check_texts(cfg, data)
     if len(data.test):

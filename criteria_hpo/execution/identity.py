@@ -28,6 +28,7 @@ from ..core.errors import StudyError, logger
 from ..data.study_data import Data
 from .batch_sizes import SIZES, STEP, new_threads
 from ..search.dimensions import Dimension
+from ..search.objectives import make_study, one_objective
 from ..search.search_space import first_changes, parse_space, warm_start_settings
 from ..storage.database import exclusive, open_storage
 from ..storage.ledger import Ledger
@@ -52,7 +53,7 @@ THREADS = "threads"
 KEPT = (THREADS,)  # a study keeps its own value; see `keep_threads`
 
 
-DEFAULTS = {"objective": {"threshold": "fixed"}}  # of sections that an identity lacks
+DEFAULTS = {"objective": {"second": None, "threshold": "fixed"}}  # of sections that an identity lacks
 
 
 def effective_settings(identity: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def effective_differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str,
     return differences(effective_settings(old), effective_settings(new))
 
 # %% ../../nbs/execution/50_identity.ipynb #a63ee8d7
-FIXED = ("data.n_folds", "hpo.mode", "hpo.metric", "objective.threshold")
+FIXED = ("data.n_folds", "hpo.mode", "hpo.metric", "objective.threshold", "objective.second")
 STEPS = ("training.num_epochs", "hpo.report_interval")  # define a step where epochs are reported
 
 
@@ -151,12 +152,15 @@ def _write_identity(cfg: Config, study: optuna.Study, now: dict[str, Any], begun
 
 # %% ../../nbs/execution/50_identity.ipynb #31ceb46f
 def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
-    "Create the study, or open it after a check that nothing that determines its scores has changed."
+    """Create the study, or open it after a check that nothing that determines its scores has changed.
+
+    A study of two objectives comes as the search for the score, see `one_objective`.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name, storage = ledger.study, open_storage(storage_url(cfg))
     now = study_identity(cfg, data)
     with exclusive(ledger.engine, name):
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        study = make_study(storage, name, cfg.hpo.metric, cfg.objective.second)
         stored = study.user_attrs.get("identity")
         changes = {} if stored is None else effective_differences(stored, now)
         begun = bool(ledger.slots())
@@ -167,7 +171,7 @@ def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
             reject_changes(name, changes, cfg.hpo.allow_changed, cfg.hpo.mode)
         if stored is None or changes:
             _write_identity(cfg, study, now, begun, list(changes.values()))
-    return study
+    return one_objective(study)
 
 # %% ../../nbs/execution/50_identity.ipynb #87f46285
 def check_identity(cfg: Config, data: Data, study: optuna.Study) -> None:

@@ -27,6 +27,7 @@ from .batch_sizes import forget_sizes, lower_sizes, stored_sizes
 from ..model.memory import calculate_gradient_accumulation
 from ..pruning.pruner import FoldPruner
 from ..search.dimensions import Dimension
+from ..search.objectives import first_value, has_second, whole_study
 from ..search.optuna_access import stored_trial, trial_id, written_at_once
 from ..search.samplers import make_sampler, sampler_line
 from ..search.search_space import fixed_params, hparams_of, sample, split_by_condition
@@ -45,7 +46,8 @@ def slot_sampler(
 ) -> optuna.samplers.BaseSampler:
     "Return the sampler of a slot; `warm`: the settings that follow slot 0."
     always, _ = split_by_condition(space)
-    return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed_params(slot, space, cfg, warm))
+    fixed = fixed_params(slot, space, cfg, warm)
+    return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed, cfg.objective.second is not None)
 
 # %% ../../nbs/execution/20_trial.ipynb #0d134ddc
 def sampler_notice(cfg: Config, space: tuple[Dimension, ...]) -> str | None:
@@ -98,7 +100,7 @@ class TrialRecorder:
         self.set_attr("prune_reason", "diverged")
 
     def tell(self) -> FrozenTrial:
-        "End the trial with its mean score, or as pruned."
+        "End the trial with its mean score, and the median of its seconds if the study has two objectives, or as pruned."
         rows, attrs = self.ledger.folds(self.lease.slot), self.stored.user_attrs
         unfinished = attrs.get("unfinished_fold", {"seconds": 0.0})
         scores = [row.score for row in rows]
@@ -107,9 +109,11 @@ class TrialRecorder:
             self.trial.set_user_attr("fold_scores", scores)
             self.trial.set_user_attr("seconds", sum(row.details["seconds"] for row in rows) + unfinished["seconds"])
             self.trial.set_user_attr("held_seconds", self.lease.seconds)
+        study = whole_study(self.study)
         if "prune_reason" in attrs:
-            return self.study.tell(self.trial, state=TrialState.PRUNED)
-        return self.study.tell(self.trial, float(np.mean(scores)))
+            return study.tell(self.trial, state=TrialState.PRUNED)
+        seconds = [float(np.median([row.details["predict_seconds"] for row in rows]))] if has_second(study) else []
+        return study.tell(self.trial, [float(np.mean(scores)), *seconds])
 
 # %% ../../nbs/execution/20_trial.ipynb #5872aec1
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class TrialReporter:
     ) -> bool:
         "Apply the recorded decision; if there is none, report the value, ask the pruner and `record` its decision first."
         recorder = self.recorder
-        missing = decision is None and step not in recorder.stored.intermediate_values
+        reports = not has_second(recorder.study)  # Optuna takes no reports of two objectives
+        missing = reports and decision is None and step not in recorder.stored.intermediate_values
         if missing or scores is not None:
             recorder.ledger.fence(recorder.lease)
         with written_at_once(recorder.study):
@@ -177,7 +182,8 @@ class TrialReporter:
         return all(self.apply(row.decision or "") for row in reports) and all(self.report_fold(row.fold) for row in folds)
 
 # %% ../../nbs/execution/20_trial.ipynb #0b7656f8
-DETAILS = ("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed", "threshold")  # of each fold
+DETAILS = ("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed", "threshold")
+DETAILS += ("predict_seconds",)  # of each fold
 
 
 @dataclass(frozen=True)
@@ -300,14 +306,15 @@ class Objective:
 
     def _trial(self, lease: Lease) -> optuna.Trial:
         "Return the slot's trial, marked with its slot."
-        self.study.sampler = slot_sampler(self.cfg, lease.slot, self.space, self.study.user_attrs.get("warm_start", ()))
+        study = whole_study(self.study)
+        study.sampler = slot_sampler(self.cfg, lease.slot, self.space, study.user_attrs.get("warm_start", ()))
         resumed = lease.trial_id is not None
         if lease.trial_id is not None:
-            trial = optuna.trial.Trial(self.study, lease.trial_id)
+            trial = optuna.trial.Trial(study, lease.trial_id)
             logger.info("Resuming trial %d", trial.number)
         else:
-            with written_at_once(self.study):
-                trial = self.study.ask()
+            with written_at_once(study):
+                trial = study.ask()
                 sample(trial, self.space, self.cfg.hpo.default_setting)
             self.ledger.bind(lease, trial_id(trial))
         if resumed:
@@ -322,11 +329,12 @@ class Objective:
         "Run the trial to its end unless it has ended, and close its slot."
         recorder = observer.recorder
         trial = recorder.stored if recorder.stored.state.is_finished() else train_trial(self.cfg, self.setup, observer)
-        self.ledger.finish(recorder.lease, trial.state.name, trial.value)
+        score = first_value(trial)
+        self.ledger.finish(recorder.lease, trial.state.name, score)
         recorder.log(
             "trial finished",
             state=trial.state.name,
-            score=trial.value,
+            score=score,
             folds=self.ledger.count_folds(recorder.lease.slot),
             seconds=round(recorder.lease.seconds, 3),
         )

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from ..core.errors import StudyError, UserError, debug_wanted, log_event, logger
 from ..core.stopping import SEARCH_STOPPED, StopRequest
+from ..search.objectives import first_value
 from ..search.optuna_access import stored_trial, trial_id
 from ..storage.database import exclusive
 from ..storage.leases import MAX_ATTEMPTS, Lease, LeaseLost
@@ -59,7 +60,7 @@ def _end_trial(study: optuna.Study, number: int, reason: str) -> tuple[TrialStat
     trial = optuna.trial.Trial(study, number)
     stored = stored_trial(trial)
     if stored.state.is_finished():
-        return stored.state, stored.value
+        return stored.state, first_value(stored)
     with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over since; `ledger.finish` raises `LeaseLost`
         trial.set_user_attr("fail_reason", reason)
         study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)

@@ -38,11 +38,12 @@ def draw() -> None:
     import optuna  # only this process draws
 
     from criteria_hpo.plotting.plots import save_plots
+    from criteria_hpo.search.objectives import one_objective
 
     task = json.loads(sys.stdin.read())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name=task["study"], storage=open_storage(task["url"]))
-    save_plots(study, task["folder"])
+    save_plots(one_objective(study), task["folder"])
     print(time.process_time())
 
 # %% ../../nbs/live/60_fresh_plots.ipynb #146f1ae3

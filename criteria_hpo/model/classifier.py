@@ -23,6 +23,7 @@ from ..config.model_settings import AdapterConfig, ModelConfig
 from ..core.errors import ModelError
 from .dropout import set_dropout
 from .encoders import load_encoder, study_tokenizer
+from .layers import WholeEncoder, use_first_layers
 from .pooling import mark_folder, pooling_of, set_pooling
 from criteria_hpo.model.vocabulary import (
     CompactEmbedding,
@@ -127,13 +128,21 @@ class ResettableEncoder(nn.Module):
         self.model, self.fresh = load_encoder(model_name, keep_layers, head_init, max_length)
         set_pooling(self.model, pooling)
         self.adapter: Adapter | None = None
+        self.whole: WholeEncoder | None = None
         self.pooling, self._pretrained = pooling_of(self.model), self.snapshot()
 
+    def use_layers(self, n: int | None) -> None:
+        "Use the first `n` layers of the encoder, None: all of them."
+        if self.whole is not None:
+            self.whole.restore(self.model)
+        self.whole = None if n is None else use_first_layers(self.model, n)
+
     def restore(self) -> None:
-        "Restore the pretrained weights and the pooling in place, without an adapter."
+        "Restore the pretrained weights, all layers and the pooling in place, without an adapter."
         if self.adapter is not None:
             self.adapter.remove(self.model)
             self.adapter = None
+        self.use_layers(None)
         set_pooling(self.model, self.pooling)
         self.load(self._pretrained)
 
@@ -245,11 +254,14 @@ class BERTClassifier(CompactableEncoder):
         label_smoothing: float = 0.0,
         focal_gamma_2_is_bce: bool = False,
         pooling: str | None = None,
+        layers: int | None = None,
     ) -> dict[str, float]:
-        """Set dropout rates, loss and pooling of a setting on the built model; returns the rates read back from the model.
+        """Set dropout rates, loss, pooling and layers of a setting on the built model; returns the rates read back from it.
 
         `focal_gamma_2_is_bce`: the loss at gamma 2 is plain BCE, as in older studies. `pooling`: None is the classifier's own.
+        `layers`: the first so many layers are used, None: all.
         """
+        self.use_layers(layers)
         set_pooling(self.model, pooling or self.pooling)
         gamma = 0.0 if focal_gamma_2_is_bce and focal_gamma == 2 else float(focal_gamma)
         self.focal_gamma, self.alpha, self.label_smoothing = gamma, alpha, label_smoothing

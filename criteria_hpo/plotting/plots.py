@@ -8,6 +8,7 @@ __all__ = ['CHARTS', 'Drawn', 'study_charts', 'chart_png', 'chart_files', 'save_
 # %% ../../nbs/plotting/50_plots.ipynb #ac246214
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -20,11 +21,17 @@ from ..core.files import write_atomic
 from ..drawing.charts import Chart
 from ..drawing.picture_files import picture_files
 from ..drawing.web import chart_page
-from . import parameter_charts, trial_charts
-from .plot_data import PLOTS, not_yet
+from . import parameter_charts, score_charts, trial_charts
+from .plot_data import TWO_PLOTS, not_yet, study_plots
+from ..search.objectives import one_objective
 
 # %% ../../nbs/plotting/50_plots.ipynb #4b201e11
-CHARTS: dict[str, Callable[[optuna.Study], Chart]] = {  # by the names of `PLOTS`
+def _speed_importances(study: optuna.Study) -> Chart:
+    "Return the importances for the second objective."
+    return replace(parameter_charts.importances_chart(one_objective(study, 1)), title=TWO_PLOTS["importances_seconds"])
+
+
+CHARTS: dict[str, Callable[[optuna.Study], Chart]] = {  # by the names of `study_plots`
     "history": trial_charts.history_chart,
     "intermediate_values": trial_charts.intermediate_values_chart,
     "savings": trial_charts.savings_chart,
@@ -35,6 +42,8 @@ CHARTS: dict[str, Callable[[optuna.Study], Chart]] = {  # by the names of `PLOTS
     "rank": parameter_charts.rank_chart,
     "edf": trial_charts.edf_chart,
     "timeline": trial_charts.timeline_chart,
+    "pareto": score_charts.pareto_chart,
+    "importances_seconds": _speed_importances,
 }
 
 # %% ../../nbs/plotting/50_plots.ipynb #8c2f62a1
@@ -43,13 +52,13 @@ Drawn = tuple[dict[str, Chart], dict[str, str]]
 
 def study_charts(study: optuna.Study) -> Drawn:
     "Return the charts of a study by name, and the reason for each that cannot be drawn."
-    charts, notes = dict[str, Chart](), dict[str, str]()
-    for plot, draw in CHARTS.items():
+    study, charts, notes = one_objective(study), dict[str, Chart](), dict[str, str]()
+    for plot in study_plots(study):
         if note := not_yet(study, plot):
             notes[plot] = note
             continue
         try:
-            charts[plot] = draw(study)
+            charts[plot] = CHARTS[plot](study)
         except Exception as err:  # noqa: BLE001, a plot that fails must not cost the results their notebook
             notes[plot] = f"{type(err).__name__}: {' '.join(str(err).split())}"
     return charts, notes
@@ -95,14 +104,14 @@ def _save_one(chart: Chart | None, plot: str, folder: Path) -> str:
 
 # %% ../../nbs/plotting/50_plots.ipynb #6efeabf9
 def save_plots(
-    study: optuna.Study,  # of one objective, in any state
+    study: optuna.Study,  # in any state
     folder: str | Path,  # made if missing; receives NAME.html, NAME.png, NAME.txt and plotly.min.js
     drawn: Drawn | None = None,  # the result of `study_charts`, called here by default
 ) -> pd.DataFrame:  # plot, html, png (file names, empty when not drawn), note
-    "Write every plot of `PLOTS` into `folder`; a plot that cannot be drawn gets a note and leaves no file."
+    "Write every plot of `study_plots` into `folder`; a plot that cannot be drawn gets a note and leaves no file."
     made, notes = study_charts(study) if drawn is None else drawn
     with _plots_folder(Path(folder)):
-        notes = {plot: _save_one(made.get(plot), plot, Path(folder)) or notes.get(plot, "") for plot in PLOTS}
+        notes = {plot: _save_one(made.get(plot), plot, Path(folder)) or notes.get(plot, "") for plot in study_plots(study)}
     return pd.DataFrame(
         [
             {"plot": plot, "html": "" if note else f"{plot}.html", "png": "" if note else f"{plot}.png", "note": note}

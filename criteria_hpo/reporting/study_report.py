@@ -32,6 +32,7 @@ from ..results.looks import stored_verdict
 from ..results.report import best_overrides, best_table, format_seconds, pruning_savings, study_summary
 from ..results.stored import folds_of_trials
 from ..results.wall_time import seconds_passed
+from ..search.objectives import front_table
 from ..storage.ledger import Ledger
 
 # %% ../../nbs/reporting/40_study_report.ipynb #63a13158
@@ -70,6 +71,9 @@ def _found(cfg: Config, study: optuna.Study, folder: Path) -> str:
     folds, parts = Ledger(storage_url(cfg), study.study_name).folds(), list[str]()
     parts.append(_evaluated(folder, metric_name(study), stored_verdict(cfg, study)))
     parts.append(paragraphs(study_summary(study, folds=folds).splitlines()))
+    if len(pareto := front_table(study)):
+        caption = "Settings that no other beats in both objectives; seconds as in search/60_objectives"
+        parts.append(f"<h3>The Pareto front</h3>\n{table_html(pareto.rename(columns=in_words), caption)}")
     if complete_trials(study):
         scores, settings = top_parts(study)
         best = table_html(scores, "Mean, spread over folds, and score of each fold") + table_html(settings, "Their settings")

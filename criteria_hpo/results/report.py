@@ -20,6 +20,7 @@ from ..plotting.plot_data import score_title
 from ..pruning.savings import folds_unpruned, saved_share
 from .learning import learning_remark
 from .wall_time import seconds_held, seconds_passed, seconds_spent
+from ..search.objectives import front_line
 from ..search.samplers import slot_of, trial_of_slot
 from ..search.time_left import Spent, replay, replay_line, unpruned_slots
 from ..storage.ledger_tables import FoldRow
@@ -208,7 +209,8 @@ def study_summary(
     cost, best, remark = pruning_savings(study, n_folds), best_trial(study), learning_remark(study, folds)
     found = _best_line(study, best) if best else "No trial is complete, so there is no best trial."
     spent = _cost_line(cost, seconds_passed(trials), sum(map(seconds_spent, trials)))
-    lines = [_trials_line(study), remark or found, BIASED if best and not remark else "", spent, forecast_line(study)]
+    luck = BIASED if best and not remark else ""
+    lines = [_trials_line(study), remark or found, luck, front_line(study), spent, forecast_line(study)]
     return "\n".join(filter(None, lines))
 
 # %% ../../nbs/results/50_report.ipynb #bad48e88

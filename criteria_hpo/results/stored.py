@@ -22,6 +22,7 @@ from .costs import costs_by_reason, costs_summary, readable_costs
 from .learning import learning_remark
 from .looks import stored_results, stored_verdict
 from .report import best_overrides, best_table, best_trial, study_summary
+from ..search.objectives import front_line, front_table, one_objective
 from ..search.time_left import unpruned_slots
 from ..storage.database import open_storage, stored_tables
 from ..storage.ledger import Ledger
@@ -30,7 +31,10 @@ from ..storage.progress import Progress, describe, read_progress
 
 # %% ../../nbs/results/70_stored.ipynb #a0f5ce69
 def stored_study(cfg: Config) -> optuna.Study:
-    "Return the study from its database without creating anything. Raises a `StudyError` when it is not there."
+    """Return the study from its database without creating anything; one of two objectives as the search for its score.
+
+    Raises a `StudyError` when it is not there.
+    """
     url, name = storage_url(cfg), cfg.hpo.study_name
     if not {*META.tables, "studies", "alembic_version"} <= stored_tables(url):
         others = [file.parent.name for file in study_dir(cfg).parent.glob("*/study.db")]
@@ -44,7 +48,7 @@ def stored_study(cfg: Config) -> optuna.Study:
     if name not in names:
         guess = did_you_mean(name, names) or (f"; its studies are {', '.join(names)}" if names else "")
         raise StudyError(f"hpo.study_name={name}: study not found in {safe_url(url)}{guess}")
-    study = optuna.load_study(study_name=name, storage=storage)
+    study = one_objective(optuna.load_study(study_name=name, storage=storage))
     if None in map(study.user_attrs.get, ("n_trials", "identity")):
         raise StudyError(
             f"hpo.study_name={name}: has just been started, or was not created by criteria_hpo ({safe_url(url)}); try again later"
@@ -138,7 +142,8 @@ def status_line(cfg: Config) -> str:
     if is_starting(cfg):
         return "starting, no trial has begun yet; if no process of this study is running, run the same command again"
     progress, n_folds = _stored_progress(cfg, study := stored_study(cfg))
-    return describe(progress, n_folds) + _evaluation_state(cfg, study)
+    line = describe(progress, n_folds) + _evaluation_state(cfg, study)
+    return "; ".join(filter(None, [line, front_line(study).removesuffix(".")]))
 
 # %% ../../nbs/results/70_stored.ipynb #c2c55328
 def report_text(cfg: Config, study: optuna.Study) -> str:
@@ -149,6 +154,9 @@ def report_text(cfg: Config, study: optuna.Study) -> str:
     if len(costs) > 1:
         parts.append(f"Costs\n{costs_summary(costs)}")
         parts.append(f"Spent, of what it would have been without pruning\n{readable_costs(costs).rename_axis(None).to_string()}")
+    if len(pareto := front_table(study)):
+        shown = readable(pareto.set_index("trial").T).to_string()
+        parts.append(f"Pareto front, the settings that no other beats in both objectives\n{shown}")
     if len(best) and not learning_remark(study, folds):
         line = f"To train it again, use command=train with the settings of this study and append:\n{best_overrides(study)}"
         parts += [f"Best setting\n{readable(best).to_string()}", line]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKED', 'ReachableOptions', 'parse_space', 'suggest', 'hparams_of', 'sample', 'default_params', 'fit_setting',
            'first_changes', 'warm_start_settings', 'fixed_params', 'split_by_condition', 'largest_batch_size',
-           'middle_setting', 'reachable_options', 'check_augmentation']
+           'middle_setting', 'reachable_options', 'check_augmentation', 'check_first_layers']
 
 # %% ../../nbs/search/20_search_space.ipynb #219ca28d
 from collections.abc import Sequence
@@ -153,7 +153,7 @@ def middle_setting(space: tuple[Dimension, ...], defaults: HParams) -> HParams:
 
 # %% ../../nbs/search/20_search_space.ipynb #a7273033
 CHECKED = {name: f"training.{name}" for name in ("freeze_layers", "gradient_checkpointing", "layer_decay")}  # against the encoder
-CHECKED |= {"adapter": "model.adapter.type", "lora_r": "model.adapter.r"}
+CHECKED |= {"adapter": "model.adapter.type", "lora_r": "model.adapter.r", "layers": "hpo.default_setting.layers"}
 ReachableOptions = dict[str, dict[str, tuple[Any, ...]]]  # option -> setting -> values
 
 
@@ -185,3 +185,9 @@ def check_augmentation(cfg: Config, space: tuple[Dimension, ...]) -> None:
     for name in ("aug_prob", "aug_method"):
         if possible and name not in offered and getattr(defaults, name) is None:
             raise ConfigError(f"aug_enable=true needs {name}: set it in hpo.search_space or hpo.default_setting")
+
+# %% ../../nbs/search/20_search_space.ipynb #ec8c8e28
+def check_first_layers(cfg: Config, space: tuple[Dimension, ...]) -> None:
+    "Raise `ConfigError` if the number of layers is searched and the setting of slot 0 has none."
+    if any(d.name == "layers" for d in space) and cfg.first_setting.layers is None:
+        raise ConfigError("hpo.search_space.layers: slot 0 has no number of layers; add +hpo.default_setting.layers=NUMBER")

@@ -20,6 +20,7 @@ from ..config.hparams import HParams
 from ..config.paths import storage_url, study_dir
 from ..config.schema import Config
 from ..core.errors import ConfigError, StudyError, first_problem, looked_in
+from ..search.objectives import one_objective
 from .database import open_storage
 from .engine import database_file, database_url
 
@@ -84,9 +85,9 @@ def _from_study(cfg: Config, name: str) -> list[dict[str, Any]]:
         study = optuna.load_study(study_name=name, storage=open_storage(url))
     except KeyError:
         raise _not_found(where, study_dir(other).parent) from None
-    if len(study.directions) > 1:
+    if len(study.directions) > 1 and "identity" not in study.user_attrs:  # of another program: no objective is known as the score
         raise StudyError(f"{where}: that study has {len(study.directions)} objectives and thus no best trial; name another study")
-    return [trial.params for trial in _best_first(study)[: cfg.hpo.warm_start_trials]]
+    return [trial.params for trial in _best_first(one_objective(study))[: cfg.hpo.warm_start_trials]]
 
 # %% ../../nbs/storage/90_warm_start.ipynb #f88e562e
 def read_warm_start(cfg: Config) -> list[dict[str, Any]]:
