@@ -44,7 +44,7 @@ def at_the_end(study: optuna.Study, space: dict[str, Any]) -> list[tuple[str, st
     "Return (parameter, low or high, suggested bound) where the median of the best tenth lies in the outer twentieth."
     best, found = best_tenth(study), []
     for name, about in space.items():
-        values = [float(trial.params[name]) for trial in best if name in trial.params]
+        values = [trial.params[name] for trial in best if name in trial.params]
         if "low" not in about or len(values) < 5:
             continue
         low, high, log = float(about["low"]), float(about["high"]), about["type"].startswith("log")

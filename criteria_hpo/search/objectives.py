@@ -27,7 +27,7 @@ SECONDS = "seconds per 1,000 pairs"
 
 def make_study(storage: BaseStorage, name: str, metric: str, second: str | None) -> optuna.Study:
     "Create the study, or open it; `second`: as in `objective.second`. One without trials gets the directions that it now needs."
-    directions = ["maximize", "minimize"][: 1 + bool(second)]
+    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + bool(second)]
     study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     if len(study.directions) != len(directions) and not study.get_trials(deepcopy=False):
         optuna.delete_study(study_name=name, storage=storage)
