@@ -182,9 +182,10 @@ class TrialReporter:
         return all(self.apply(row.decision or "") for row in reports) and all(self.report_fold(row.fold) for row in folds)
 
 # %% ../../nbs/execution/20_trial.ipynb #0b7656f8
-DETAILS = tuple(
-    ["metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed", "threshold", "predict_seconds"]
-)  # of each fold
+DETAILS = (  # of each fold
+    *("metrics", "epochs", "best_epoch", "seconds", "evaluating", "physical_batch_size", "seed", "threshold"),
+    "predict_seconds",
+)
 
 
 @dataclass(frozen=True)
