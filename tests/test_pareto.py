@@ -192,9 +192,10 @@ def two_objectives(kind: str, n: int, crash: tuple[int, ...] = ()) -> list[dict[
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "gp", "qmc", "random"])
 def test_a_sampler_serves_two_objectives_and_a_crash_changes_no_slot(kind: str, recwarn: pytest.WarningsRecorder) -> None:
-    drawn = two_objectives(kind, 12)
-    assert drawn[0]["layers"] == 3 and len({str(params) for params in drawn}) > 8
-    assert two_objectives(kind, 12, crash=(0, 6, 11)) == drawn
+    n = 8 if kind == "gp" else 12  # GP takes a second a trial
+    drawn = two_objectives(kind, n)
+    assert drawn[0]["layers"] == 3 and len({str(params) for params in drawn}) > 0.6 * n
+    assert two_objectives(kind, n, crash=(0, 6, n - 1)) == drawn
     assert not [w for w in recwarn if issubclass(w.category, optuna.exceptions.ExperimentalWarning)]
 
 
