@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from .rows import Row
+from ..search.objectives import SECONDS
 
 ENDED = ("COMPLETE", "PRUNED")
 DETAILS = ("epochs", "best_epoch", "seconds")
@@ -37,9 +38,11 @@ def fold_table(rows: list[Row]) -> pd.DataFrame:
     for row, reports in zip(found, within, strict=True):
         slots, folds = row["slots"], fold_columns(row["slots"])
         about = {name: row[key] for name, key in (("trial", "number"), ("state", "state"), ("value", "value"))}
+        about |= {SECONDS: row["second"]} if "second" in row else {}
         about["reason"] = row["user"].get("prune_reason")
         cost = {"folds": len(folds) // (1 + len(DETAILS)), "seconds": sum(slot["seconds"] or 0 for slot in slots)}
         table.append(about | cost | {name: row["params"].get(name, [None])[0] for name in params} | folds | reports)
     of_folds = [f"{name}_{number}" for number in range(1, last + 1) for name in ("score", *DETAILS)]
-    first = ["trial", "state", "value", "reason", "folds", "seconds"]
+    second = [SECONDS] * any("second" in row for row in found)
+    first = ["trial", "state", "value", *second, "reason", "folds", "seconds"]
     return pd.DataFrame(table, columns=[*first, *params, *of_folds, *of_reports])
