@@ -9,7 +9,7 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).resolve().parent
 PYTHONS = ["3.11", "3.12", "3.13"]
-EXTRAS = ("dev", "bench", "dashboard", "ray", "slurm", "lora", "onnx")
+EXTRAS = ("dev", "bench", "dashboard", "ray", "slurm", "lora", "onnx", "mlflow")
 STATUSES = {
     "1": "1 - Planning",
     "2": "2 - Pre-Alpha",

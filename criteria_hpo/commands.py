@@ -6,7 +6,8 @@
 __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'command_near_copies', 'command_worker',
            'show_search', 'command_hpo', 'command_launch', 'command_evaluate', 'command_status', 'command_report',
            'command_train', 'command_probe', 'command_assets', 'command_purge_cache', 'command_predict', 'command_onnx',
-           'command_compare', 'command_audit', 'command_export', 'command_restore', 'command_dashboard']
+           'command_compare', 'command_audit', 'command_export', 'command_restore', 'command_mlflow',
+           'command_dashboard']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
 import sys
@@ -96,6 +97,7 @@ def command_worker(cfg: Config) -> None:
 def show_search(cfg: Config, run: "StudyRun") -> None:
     "Print the results of a search, with its corrected score, its plots and its stored test result."
     from criteria_hpo.config.paths import study_dir
+    from criteria_hpo.live.mlflow_beside import send_if_wanted
     from criteria_hpo.plotting.plots import study_charts
     from criteria_hpo.reporting.study_report import report_line
     from criteria_hpo.results.corrected import correct, correction_text
@@ -106,6 +108,7 @@ def show_search(cfg: Config, run: "StudyRun") -> None:
     drawn = study_charts(run.study)  # once, for the plots and for the report
     show(f"\n{plots_text(cfg, run.study, drawn)}")
     show(f"\n{test_text(cfg, run.study)}\n\nResults: {study_dir(cfg)}\n{report_line(cfg, run.study, drawn[0])}")
+    send_if_wanted(cfg)
 
 
 def command_hpo(cfg: Config) -> None:
@@ -292,6 +295,21 @@ def command_restore(cfg: Config) -> None:
     study = restore_archive(Path(cfg.restore.input), storage_url(cfg), cfg.hpo.study_name, cfg.restore.trials)
     print(f"{len(study.trials):,} trials restored as study '{study.study_name}'; command=hpo with its settings resumes it")
 
+# %% ../nbs/40_commands.ipynb #9c8e1bfd
+def command_mlflow(cfg: Config) -> None:
+    "Send a study to MLflow, a run for the study and one for each trial: command=mlflow [tracking.uri=http://HOST:5000]."
+    from criteria_hpo.live.mlflow_runs import check_mlflow
+
+    check_mlflow("command=mlflow")
+    from criteria_hpo.config.overrides import safe_url
+    from criteria_hpo.live.mlflow_beside import mlflow_task, send_task
+    from criteria_hpo.results.stored import stored_study
+
+    stored_study(cfg)  # or its error
+    task = mlflow_task(cfg)
+    sent = send_task(task)
+    print(f"{sent.changed:,} of {sent.trials:,} trials sent to {safe_url(task['uri'])}; the others were there")
+
 # %% ../nbs/40_commands.ipynb #aa300c2f
 def command_dashboard(cfg: Config) -> None:
     "Serve optuna-dashboard on a study, to this machine only and for reading: command=dashboard [dashboard.port=8080]."
@@ -320,6 +338,7 @@ COMMANDS = {
     "export": command_export,
     "restore": command_restore,
     "dashboard": command_dashboard,
+    "mlflow": command_mlflow,
     "probe": command_probe,
     "assets": command_assets,
     "purge_cache": command_purge_cache,

@@ -64,7 +64,7 @@ def test_requirements_name_what_the_package_imports(root: Path) -> None:
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(root / "settings.ini", encoding="utf-8")
     required = {normalised(requirement) for requirement in config["DEFAULT"]["requirements"].split()}
-    names = ("bench", "dashboard", "ray", "slurm", "lora", "onnx")
+    names = ("bench", "dashboard", "ray", "slurm", "lora", "onnx", "mlflow")
     extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in names)
     optional = {normalised(requirement) for requirement in extras.split()}
     owners = {name: {normalised(owner) for owner in found} for name, found in packages_distributions().items()}

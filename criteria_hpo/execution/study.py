@@ -54,6 +54,7 @@ from criteria_hpo.execution.worker_pool import (
     worker_environment,
 )
 from ..live.fresh_plots import FreshPlots, fresh_plots
+from ..live.mlflow_beside import sent_afterwards
 from ..live.watch import watched_search, watching
 from ..model.dropout import missing_roles
 from ..model.memory import gpu_share
@@ -210,9 +211,9 @@ class StudyRun:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        "Show the study's progress and keep its plots fresh while the body runs."
+        "Show the study's progress and keep its plots fresh while the body runs; afterwards send it to MLflow, if wanted."
         plots = FreshPlots(storage_url(self.cfg), self.study.study_name, make_study_dir(self.cfg), self.cfg.hpo.plots_every)
-        with watching(watched_search(self.cfg)), fresh_plots(plots):
+        with sent_afterwards(self.cfg), watching(watched_search(self.cfg)), fresh_plots(plots):
             yield
 
 # %% ../../nbs/execution/70_study.ipynb #81041a20
