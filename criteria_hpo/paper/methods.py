@@ -227,8 +227,8 @@ def pruning_sentence(facts: Facts) -> str:
     if pruner["type"] == "none":
         return "No trial was stopped early."
     rules = [PRUNERS[pruner["type"]]]
-    patience = pruner["patience"]["folds"]
-    rules += [f"a patience of {counted(patience, 'fold')}"] * bool(patience and pruner["type"] == "hyperband")
+    if (patience := pruner["patience"]["folds"]) and pruner["type"] == "hyperband":
+        rules.append(f"a patience of {counted(patience, 'fold')}")
     start = pruner["startup_trials"]
     after = f" after the first {counted(start, 'trial')}" if start else ""
     by_rule = [f"{number:,} by {rule}" for rule, number in facts.reasons.items()]
