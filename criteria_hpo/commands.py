@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # %% ../nbs/40_commands.ipynb #64b9db0f
 def pairs_table(cfg: Config, data: "Data") -> "tuple[pd.DataFrame, str]":
     "Return statistics of the dev pairs by criterion, and a note on the token columns (why they are missing, if they are)."
+    from criteria_hpo.chunks.cut_posts import read_limit
     from criteria_hpo.data.profile import data_table, pair_lengths
     from criteria_hpo.inputs.pairs import summarise_pairs
     from criteria_hpo.model.encoders import study_tokenizer
@@ -36,8 +37,11 @@ def pairs_table(cfg: Config, data: "Data") -> "tuple[pd.DataFrame, str]":
         tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
     except ModelError as err:
         return summarise_pairs(data.dev), f"Tokens were not counted: {err}"
-    meaning = f"cut_pairs, cut_tokens: the share of pairs and of tokens truncated at model.max_length={cfg.model.max_length}"
-    return data_table(data.dev, pair_lengths(data.dev, tokenizer), cfg.model.max_length), meaning
+    chunks, cut = cfg.model.chunks.for_setting(cfg.first_setting), f"truncated at model.max_length={cfg.model.max_length}"
+    beyond = f"beyond {chunks.limit} chunks (model.chunks.limit) of {cfg.model.max_length} tokens"
+    limit = read_limit(cfg, data.dev, tokenizer)
+    meaning = f"cut_pairs, cut_tokens: the share of pairs and of tokens {cut if chunks.pool == 'none' else beyond}"
+    return data_table(data.dev, pair_lengths(data.dev, tokenizer), limit), meaning
 
 # %% ../nbs/40_commands.ipynb #09674e19
 def copies_table(data: "Data") -> "pd.DataFrame":

@@ -32,6 +32,7 @@ def concatenate(first: TokenisedPairs, second: TokenisedPairs) -> TokenisedPairs
         np.concatenate([first.labels, second.labels]),
         first.pad_token_id,
         np.concatenate([first.cut, second.cut]),
+        None if first.posts is None or second.posts is None else np.concatenate([first.posts, second.posts]),
     )
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #3ce93c58
@@ -55,14 +56,15 @@ def tokenise_variants(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     long_posts: Literal["truncate", "head_tail"],
+    parts: int = 1,
 ) -> VariantTokens:
-    "Return the pairs' `own` tokens with those of all variants, cut in the same way, without log messages about cut posts."
+    "Return the pairs' `own` tokens with those of all variants, cut as by `tokenise`, without log messages about cut posts."
     count = len(variants.edits[0]) if variants.edits else 0
     texts = [text for made in variants.texts(pairs) for text in made]
     reworded = pairs.iloc[np.repeat(variants.rows, count)].assign(post=texts)
     first = np.full(len(pairs), -1)
     first[variants.rows] = len(pairs) + count * np.arange(len(variants.rows))
-    variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts, log=False)
+    variant_tokens = tokenise(reworded, tokenizer, max_length, long_posts, log=False, parts=parts)
     return VariantTokens(concatenate(own, variant_tokens), first, count)
 
 # %% ../../nbs/augmentation/60_draw_variants.ipynb #61d93d0d

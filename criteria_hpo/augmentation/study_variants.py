@@ -62,7 +62,7 @@ def make_variant_tokens(
     request: StopRequest | None = None,
 ) -> dict[str, VariantTokens]:
     "Return the tokens of the dev pairs and their variants, for each method that a trial may need or has `used`."
-    made, cut = {}, (cfg.model.max_length, cfg.model.long_posts)
+    made, cut = {}, (cfg.model.max_length, cfg.model.long_posts, cfg.token_parts)
     for method in augmentation_methods(cfg, used):
         from criteria_hpo.augmentation.leakage import describe_variants, measure_variants
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'Rate', 'Smoothing', 'Norm', 'Count', 'Scheduler', 'Pooled', 'LayerDecay', 'OPTIONS', 'AdapterType', 'Rank',
-           'MODEL_OPTIONS', 'NEUTRAL', 'accepts_bool', 'Frozen', 'HParams']
+           'ChunkPool', 'MODEL_OPTIONS', 'NEUTRAL', 'accepts_bool', 'Frozen', 'HParams']
 
 # %% ../../nbs/config/10_hparams.ipynb #b1899be4
 import os
@@ -47,13 +47,14 @@ LayerDecay = Annotated[float, Field(gt=0, le=1)]
 OPTIONS = ("scheduler", "label_smoothing", "max_grad_norm", "freeze_layers", "gradient_checkpointing", "layer_decay")
 AdapterType = Literal["none", "lora", "qlora"]
 Rank = Literal[8, 16, 32, 64]
-MODEL_OPTIONS = ("pooling", "adapter", "lora_r", "lora_alpha", "lora_dropout", "layers")
+ChunkPool = Literal["none", "max", "logsumexp"]
+MODEL_OPTIONS = ("pooling", "adapter", "lora_r", "lora_alpha", "lora_dropout", "layers", "chunks", "chunk_stride")
 NEUTRAL: dict[str, Any] = {
     "layer_decay": 1.0,
     "pooling": "library",
     "layers": None,
 }  # of options that came later: the value that changes nothing
-NEUTRAL |= {"adapter": "none", "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1}
+NEUTRAL |= {"adapter": "none", "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.1, "chunks": "none", "chunk_stride": 0}
 
 
 class HParams(Frozen):
@@ -82,6 +83,8 @@ class HParams(Frozen):
     lora_alpha: Rank | None = None
     lora_dropout: Rate | None = None
     layers: Annotated[int, Field(ge=1)] | None = None
+    chunks: ChunkPool | None = None
+    chunk_stride: Count | None = None
 
     def options(self) -> dict[str, Any]:
         "The options of training and model that this setting defines itself."

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from .hparams import NEUTRAL
-from .model_settings import AdapterConfig
+from .model_settings import AdapterConfig, ChunksConfig
 from .other_commands import OtherCommands
 from .overrides import compose_overrides
 from .schema import Config, GpuConfig, ObjectiveConfig
@@ -30,7 +30,11 @@ NOT_IDENTITY = {
 
 
 NEWER: dict[str, dict[str, Any]] = {
-    "model": {"pooling": NEUTRAL["pooling"], "adapter": AdapterConfig().model_dump(mode="json")},
+    "model": {
+        "pooling": NEUTRAL["pooling"],
+        "adapter": AdapterConfig().model_dump(mode="json"),
+        "chunks": ChunksConfig().model_dump(mode="json"),
+    },
     "training": {"layer_decay": NEUTRAL["layer_decay"]},
     "objective": {"second": None},
 }  # settings that came later, with the values that change nothing

@@ -7,7 +7,7 @@ __all__ = ['LabelMap', 'SymptomMap', 'Term', 'RESERVED', 'NAME_BYTES', 'StudyNam
            'ColumnNames', 'text_keys', 'DataConfig', 'EarlyStoppingConfig', 'CheckpointConfig', 'GpuConfig',
            'TrainingConfig', 'AugmentationConfig', 'PatienceConfig', 'PrunerConfig', 'check_name', 'without_password',
            'SamplerConfig', 'HpoConfig', 'ObjectiveConfig', 'second_problem', 'objective_problem', 'rule_problem',
-           'pruner_problem', 'compiled_problem', 'Config']
+           'pruner_problem', 'compiled_problem', 'may_chunk', 'chunks_problem', 'Config']
 
 # %% ../../nbs/config/30_schema.ipynb #483fa710
 import json
@@ -350,6 +350,27 @@ def compiled_problem(model: ModelConfig, hpo: HpoConfig, training: TrainingConfi
         return None
     return f"training.gpu.compiled=true needs one form of the model, and {changed[0]} changes it; leave one of them out"
 
+# %% ../../nbs/config/30_schema.ipynb #1319af0b
+def may_chunk(model: ModelConfig, hpo: HpoConfig) -> bool:
+    "Whether a trial can read posts in chunks."
+    return "chunks" in hpo.search_space or (hpo.default_setting.chunks or model.chunks.pool) != "none"
+
+
+def chunks_problem(model: ModelConfig, hpo: HpoConfig, training: TrainingConfig) -> str | None:
+    "Why the settings of chunks do not fit each other, or None if they do."
+    size, limit = training.physical_batch_size, model.chunks.limit
+    if not may_chunk(model, hpo):
+        searched = (
+            "hpo.search_space.chunk_stride has no effect on posts that are cut; set model.chunks.pool=max, or search chunks"
+        )
+        return searched if "chunk_stride" in hpo.search_space else None
+    if size is None or size >= limit:
+        return None
+    return (
+        f"training.physical_batch_size={size} is below model.chunks.limit={limit}: chunks of a post are computed together; "
+        f"set model.chunks.limit={max(2, size)}, or a physical_batch_size of at least {limit}"
+    )
+
 # %% ../../nbs/config/30_schema.ipynb #b8b2af07
 class Config(OtherCommands):
     "The whole configuration of one run."
@@ -375,6 +396,11 @@ class Config(OtherCommands):
     def known_threads(self) -> int:
         "The number of threads of a process: `threads`, or 1 while `auto` is undecided."
         return 1 if self.threads == "auto" else self.threads
+
+    @property
+    def token_parts(self) -> int:
+        "How many times `model.max_length` tokens of a pair are kept: as often as a post may have chunks, else once."
+        return self.model.chunks.limit if may_chunk(self.model, self.hpo) else 1
 
     @property
     def folds_per_trial(self) -> int:
@@ -404,6 +430,8 @@ class Config(OtherCommands):
         if problem := objective_problem(self.objective, self.hpo, self.training):
             raise ValueError(problem)
         if problem := compiled_problem(self.model, self.hpo, self.training):
+            raise ValueError(problem)
+        if problem := chunks_problem(self.model, self.hpo, self.training):
             raise ValueError(problem)
         return self
 

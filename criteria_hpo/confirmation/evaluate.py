@@ -209,6 +209,7 @@ def final_model(search: StudyRun, refits: list[Refit], found: Models, four: pd.D
         criteria=criteria_of(pd.concat([search.data.dev, search.data.test])),
         scores=card_scores(four, overall, cfg.hpo.metric, {WINNER: "one seed", ENSEMBLE: f"ensemble of {len(refits)} seeds"}),
         manifest=manifest(cfg, search.study),
+        chunks=cfg.model.chunks.for_setting(used[0].setting),
     )
     return write_study_model(cfg, made)
 

@@ -61,7 +61,7 @@ def fit(
     """Train the setup's classifier on all its pairs for `epochs` epochs, with smaller batches if memory runs out.
 
     The schedule is that of `training.num_epochs`. `on_step` gets the finished share (0..1). Raises `Diverged`, `DoesNotFit`."""
-    setup, rows = replace(setup, training=setup.training.for_setting(setting)), np.arange(len(setup.tokens))
+    setup, rows = setup.for_setting(setting), np.arange(len(setup.tokens))
     fold = Fold(1, rows, rows[:0], rows[:0])
     until_it_fits(lambda fitting: _fit_once(fitting, setting, fold, seed, epochs, on_step), setup, setting, fold)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..config.hparams import HParams
 from ..config.paths import study_dir
 from .cuts import new_cut, valid_rows
 from .refits import Refit
@@ -84,11 +85,11 @@ def out_of_fold_runs(confirmation: Confirmation, setting: int) -> np.ndarray:
     return np.array([run.logits for run in stored_runs(confirmation, setting)])
 
 
-def folder_logits(search: StudyRun, folder: Path, pairs: pd.DataFrame) -> np.ndarray:
-    "Return the logits of pairs, (n,), by the model in a folder; labels are not read."
-    model = search.cfg.model.model_copy(
-        update={"model_name": str(folder), "keep_layers": None, "head_init": "fresh", "pooling": "library"}
-    )
+def folder_logits(search: StudyRun, folder: Path, pairs: pd.DataFrame, setting: HParams | None = None) -> np.ndarray:
+    "Return the logits of pairs, (n,), by the model in a folder, trained with `setting` (None: the first); labels are not read."
+    read = {"chunks": search.cfg.model.chunks.for_setting(setting or search.cfg.first_setting)}
+    kept = {"model_name": str(folder), "keep_layers": None, "head_init": "fresh", "pooling": "library"}
+    model = search.cfg.model.model_copy(update=kept | read)
     return model_logits(search.cfg, search.setup(), model, pairs)
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #69de0fa6
@@ -161,7 +162,7 @@ def refit_models(confirmation: Confirmation, refits: list[Refit], held_out: Held
         for role, runs in held_out.items():
             found = []
             for refit in (refit for refit in refits if refit.role == role):
-                found.append(folder_logits(search, refit.folder(search), search.data.test))
+                found.append(folder_logits(search, refit.folder(search), search.data.test, refit.setting))
                 bar.update()
             logits = np.array(found)
             models[WINNER if role == "winner" else DEFAULT] = with_decision(dev, runs, logits, metric)

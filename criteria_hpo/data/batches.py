@@ -48,23 +48,28 @@ def micro_batches(rows: np.ndarray, physical: int) -> list[np.ndarray]:
     return np.array_split(rows, -(-len(rows) // physical)) if len(rows) else []
 
 # %% ../../nbs/data/70_batches.ipynb #8e8939f4
-def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Return positions in the fewest parts of at most `budget` tokens with padding (rows x longest), longest rows first.
+def token_batches(lengths: np.ndarray, budget: int, counts: np.ndarray | None = None) -> list[np.ndarray]:
+    """Return positions in parts of at most `budget` tokens with padding (rows x longest), longest rows first.
 
-    A row that is longer than the budget is a part of its own. The sort is stable, so the result is repeatable."""
+    `counts`: rows of each position, its chunks; None: one. A position beyond the budget is a part of its own. The sort is stable,
+    so the result is repeatable."""
     order, parts, start = np.argsort(-lengths, kind="stable"), [], 0
+    ends = np.cumsum(np.ones_like(lengths) if counts is None else counts[order])
     while start < len(order):
-        rows = max(1, budget // max(1, int(lengths[order[start]])))
-        parts.append(order[start : start + rows])
-        start += rows
+        room = budget // max(1, int(lengths[order[start]])) + (ends[start - 1] if start else 0)
+        stop = max(start + 1, int(np.searchsorted(ends, room, side="right")))
+        parts.append(order[start:stop])
+        start = stop
     return parts
 
 # %% ../../nbs/data/70_batches.ipynb #4286b047
-def collate(tokens: TokenisedPairs, rows: np.ndarray, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Return a batch of b rows on `device`, padded on the right to its longest row of w tokens.
+def collate(tokens: TokenisedPairs, pairs: np.ndarray, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Return a batch of b pairs in r rows on `device`, padded on the right to its longest row of w tokens.
 
-    input_ids, attention_mask and, where the tokenizer has them, token_type_ids: int64 (b, w); labels: float32 (b,)."""
-    lengths = tokens.lengths[rows]
+    input_ids, attention_mask and, where the tokenizer has them, token_type_ids: int64 (r, w); labels: float32 (b,). Where posts
+    are cut into chunks, r >= b, and `chunks`, int64 (b, k), are the rows of each pair, -1 where it has fewer than k."""
+    rows, chunks = tokens.rows_of(pairs)
+    lengths = tokens.row_lengths[rows]
     columns = np.arange(lengths.max(initial=0))
     mask = columns < lengths[:, None]
     index = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
@@ -72,5 +77,6 @@ def collate(tokens: TokenisedPairs, rows: np.ndarray, device: str | torch.device
     if tokens.token_type_ids is not None:
         batch["token_type_ids"] = np.where(mask, tokens.token_type_ids[index], 0)
     tensors = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
-    tensors["labels"] = torch.from_numpy(tokens.labels[rows])
+    tensors["labels"] = torch.from_numpy(tokens.labels[pairs])
+    tensors |= {} if chunks is None else {"chunks": torch.from_numpy(chunks)}
     return {name: tensor.to(device) for name, tensor in tensors.items()}

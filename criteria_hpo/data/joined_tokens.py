@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD_SHARE', 'CHUNK', 'LONG_CORPUS', 'SPREAD', 'head_tokens', 'cut_slice', 'TokenRows', 'rows_pairwise', 'Template',
-           'probe_template', 'tokenise_texts', 'Pieces', 'make_pieces', 'join', 'join_pairs', 'unusual_pairs',
-           'agreed_template', 'token_rows']
+           'probe_template', 'tokenise_texts', 'Pieces', 'make_pieces', 'slice_positions', 'join', 'join_pairs',
+           'unusual_pairs', 'agreed_template', 'token_rows']
 
 # %% ../../nbs/data/55_joined_tokens.ipynb #424c2f85
 from collections.abc import Iterator, Sequence
@@ -52,6 +52,7 @@ class TokenRows(NamedTuple):
     input_ids: np.ndarray  # int32 (tokens,)
     token_type_ids: np.ndarray | None  # int8 (tokens,), None when the tokenizer has none
     cut: np.ndarray  # int32 (n,), tokens of the post that were cut
+    posts: np.ndarray | None = None  # int32 (n, 2), where the post begins in the row, and its tokens that are left
 
     def equals(self, other: "TokenRows") -> bool:
         """Return whether all numbers are the same."""
@@ -68,15 +69,17 @@ def rows_pairwise(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_l
     encoded = tokenizer(pairs.post.tolist(), pairs.criterion.tolist(), return_attention_mask=False, verbose=False)
     cut = np.maximum([len(row) - max_length for row in encoded["input_ids"]], 0).astype(np.int32)
     kinds = [kind for kind in ("input_ids", "token_type_ids") if kind in encoded]
+    marks = map(encoded.sequence_ids, range(len(pairs)))  # 0 the post, 1 the criterion, None a special token
+    posts = np.array([[texts.index(0) if 0 in texts else 0, texts.count(0)] for texts in marks], np.int32).reshape(-1, 2)
     for row in np.flatnonzero(cut):
-        texts = encoded.sequence_ids(int(row))  # 0 the post, 1 the criterion, None a special token
-        removed = cut_slice(texts.count(0), int(cut[row]), long_posts)
-        start = texts.index(0)
+        start, tokens = posts[row].tolist()
+        removed = cut_slice(tokens, int(cut[row]), long_posts)
         for kind in kinds:
             del encoded[kind][row][start + removed.start : start + removed.stop]
+    posts[:, 1] -= cut
     lengths = np.array([len(row) for row in encoded["input_ids"]], dtype=np.int64)
     types = _flat(encoded["token_type_ids"], np.int8) if "token_type_ids" in kinds else None
-    return TokenRows(lengths, _flat(encoded["input_ids"], np.int32), types, cut)
+    return TokenRows(lengths, _flat(encoded["input_ids"], np.int32), types, cut, posts)
 
 # %% ../../nbs/data/55_joined_tokens.ipynb #55a60194
 class Template(NamedTuple):
@@ -138,8 +141,8 @@ def make_pieces(template: Template, posts: tuple[np.ndarray, np.ndarray], criter
     return Pieces(ids, types, np.cumsum(lengths) - lengths, lengths)
 
 # %% ../../nbs/data/55_joined_tokens.ipynb #3c628250
-def _positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return `start`, `start` + 1, ... of each slice, one slice after the other: int64 (sum of lengths,)."""
+def slice_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return `start`, `start` + 1, ... of each slice, at least one, one after the other: int64 (sum of lengths,)."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
 
@@ -153,9 +156,10 @@ def join(pieces: Pieces, post: np.ndarray, criterion: np.ndarray, max_length: in
     lengths[:, 1] = head_tokens(whole - cut, long_posts)
     lengths[:, 2] = whole - cut - lengths[:, 1]
     starts[:, 2] += lengths[:, 1] + cut
-    index = _positions(starts.ravel(), lengths.ravel())
+    index = slice_positions(starts.ravel(), lengths.ravel())
     types = None if pieces.token_type_ids is None else pieces.token_type_ids[index]
-    return TokenRows(lengths.sum(axis=1), pieces.input_ids[index], types, cut.astype(np.int32))
+    posts = np.stack([np.where(whole, lengths[:, 0], 0), whole - cut], axis=1).astype(np.int32)
+    return TokenRows(lengths.sum(axis=1), pieces.input_ids[index], types, cut.astype(np.int32), posts)
 
 # %% ../../nbs/data/55_joined_tokens.ipynb #1636e066
 def join_pairs(

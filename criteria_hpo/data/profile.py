@@ -30,8 +30,10 @@ def pair_lengths(pairs: pd.DataFrame, tokenizer: Any) -> np.ndarray:
     return (count(pairs.post) + count(pairs.criterion) + special).to_numpy(np.int64)
 
 # %% ../../nbs/data/50_profile.ipynb #b2d8a897
-def data_table(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> pd.DataFrame:
-    """Return `summarise_pairs` with mean and longest tokens of a pair, and the shares of cut pairs and cut tokens; no texts."""
+def data_table(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int | np.ndarray) -> pd.DataFrame:
+    """Return `summarise_pairs` with mean and longest tokens of a pair, and the shares of cut pairs and cut tokens; no texts.
+
+    `max_length`: the most tokens that are read, of all pairs or of each (`chunks/20_cut_posts`)."""
     measured = pd.DataFrame({"tokens": lengths, "cut": np.maximum(lengths - max_length, 0)}, index=pairs.index)
 
     def rows(key: pd.Series) -> pd.DataFrame:
@@ -56,18 +58,20 @@ def _histogram(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, int, n
     return edges[:-1], width, np.histogram(lengths, edges)[0]
 
 # %% ../../nbs/data/50_profile.ipynb #e3f58a42
-def _titles(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> tuple[str, str]:
+def _titles(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int | np.ndarray) -> tuple[str, str]:
     """Return the titles of the two panels: the share of cut pairs and tokens, and the share of positives."""
     table = data_table(pairs, lengths, max_length).loc["total"]
-    cut = f"{table.cut_pairs:.1%} of the pairs are longer than {max_length} and lose {table.cut_tokens:.1%} of all tokens"
+    limit = max_length if isinstance(max_length, int) else f"is read in chunks ({np.min(max_length)} or more)"
+    cut = f"{table.cut_pairs:.1%} of the pairs are longer than {limit} and lose {table.cut_tokens:.1%} of all tokens"
     return cut, f"{table.share:.1%} of {int(table.pairs):,} pairs are positive"
 
 # %% ../../nbs/data/50_profile.ipynb #4af7cc32
-def data_chart(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int) -> Chart:
-    """Return lengths and class balance of pairs as a chart."""
-    (edges, width, counts), titles = _histogram(lengths, max_length), _titles(pairs, lengths, max_length)
+def data_chart(pairs: pd.DataFrame, lengths: np.ndarray, max_length: int | np.ndarray) -> Chart:
+    """Return lengths and class balance of pairs as a chart. `max_length`: as in `data_table`; of several the lowest is shown."""
+    limit, titles = int(np.min(max_length)), _titles(pairs, lengths, max_length)
+    edges, width, counts = _histogram(lengths, limit)
     balance, middle = summarise_pairs(pairs).drop("total").sort_values("share"), edges + width / 2
-    kept, named, places = edges <= max_length, len(balance) <= 40, np.arange(len(balance), dtype=float)
+    kept, named, places = edges <= limit, len(balance) <= 40, np.arange(len(balance), dtype=float)
     left = [Bars(middle[kept], counts[kept], "complete", "read", float(width), True)]
     if (~kept).any():
         left.append(Bars(middle[~kept], counts[~kept], "pruned", "truncated", float(width), True))

@@ -7,7 +7,7 @@ __all__ = ['check_criteria', 'TokenisedPairs', 'concatenate_rows', 'tokenise']
 
 # %% ../../nbs/data/60_tokens.ipynb #61f69bfb
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -19,8 +19,14 @@ from ..core.errors import DataError, ModelError, logger
 from .joined_tokens import TokenRows, token_rows
 
 # %% ../../nbs/data/60_tokens.ipynb #5e7d37ed
-def check_criteria(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise DataError for a criterion that leaves no space for a post in `max_length` tokens."""
+def check_criteria(
+    pairs: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    stride: int = 0,
+    setting: str = "model.chunks.stride",
+) -> None:
+    """Raise DataError for a criterion that leaves a post no space in `max_length` tokens, or only the `stride` of `setting`."""
     special = tokenizer.num_special_tokens_to_add(pair=True)
     criteria = pairs.drop_duplicates("criterion_id")
     for name, text in zip(criteria.criterion_id, criteria.criterion):
@@ -30,28 +36,67 @@ def check_criteria(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_
                 f"criterion_id {name!r} leaves no room for a post: it needs {needed} tokens and "
                 f"model.max_length is {max_length}; raise it or shorten the criterion"
             )
+        if needed + stride > max_length:
+            raise DataError(
+                f"{setting}={stride}: criterion_id {name!r} leaves {max_length - needed + 1} tokens of a chunk for the post, and "
+                f"a chunk must go beyond the one before; lower it to at most {max_length - needed}, or raise model.max_length"
+            )
 
 # %% ../../nbs/data/60_tokens.ipynb #f8b64511
 @dataclass(frozen=True)
 class TokenisedPairs:
-    """Tokens of n pairs without padding; row i is `input_ids[offsets[i]:offsets[i + 1]]`."""
+    """Tokens of n pairs in m >= n rows without padding; row i is `input_ids[offsets[i]:offsets[i + 1]]`.
+
+    Row i is pair i, unless posts were cut into chunks: then pair i is the rows `first[i]` to `first[i + 1]`, and `pool` names how
+    their scores become one."""
 
     input_ids: np.ndarray  # int32 (tokens,)
     token_type_ids: np.ndarray | None  # int8 (tokens,), None when the tokenizer has none
-    offsets: np.ndarray  # int64 (n + 1,)
+    offsets: np.ndarray  # int64 (m + 1,)
     labels: np.ndarray  # float32 (n,)
     pad_token_id: int
     cut: np.ndarray  # int32 (n,), tokens of the post that were cut
+    posts: np.ndarray | None = None  # int32 (n, 2), where a post begins in its row, and its tokens; None: not known
+    first: np.ndarray | None = None  # int64 (n + 1,), None: every pair is one row
+    pool: str = "none"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each row, int64 (n,)."""
+    def row_lengths(self) -> np.ndarray:
+        """Number of tokens of each row, int64 (m,)."""
         lengths = np.diff(self.offsets)
         lengths.flags.writeable = False  # computed once and shared
         return lengths
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each pair, int64 (n,)."""
+        lengths = self.row_lengths if self.first is None else np.diff(self.offsets[self.first])
+        lengths.flags.writeable = False
+        return lengths
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Number of rows of each pair, int64 (n,)."""
+        return np.ones(len(self), np.int64) if self.first is None else np.diff(self.first)
+
+    def rows_of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the rows of these b pairs, and which of them are each pair's: int64 (b, k), -1 where it has fewer than k.
+
+        None in place of the second if all pairs are one row."""
+        if self.first is None:
+            return pairs, None
+        counts = self.counts[pairs]
+        columns, ends = np.arange(counts.max(initial=1)), np.cumsum(counts)
+        of_pair = np.where(columns < counts[:, None], (ends - counts)[:, None] + columns, -1)
+        return np.arange(counts.sum()) + np.repeat(self.first[pairs] - ends + counts, counts), of_pair
+
+    def by_row(self) -> "TokenisedPairs":
+        """Return the rows as m pairs of one row each, without their labels."""
+        m = len(self.row_lengths)
+        return replace(self, labels=np.zeros(m, np.float32), cut=np.zeros(m, np.int32), posts=None, first=None, pool="none")
 
     @property
     def cut_tokens_share(self) -> float:
@@ -67,7 +112,7 @@ class TokenisedPairs:
 def concatenate_rows(parts: Iterable[TokenRows], labels: np.ndarray, pad_token_id: int) -> TokenisedPairs:
     """Return the rows of all parts as one object."""
     none = TokenRows(np.empty(0, np.int64), np.empty(0, np.int32), None, np.empty(0, np.int32))
-    lengths, input_ids, types, cut = zip(*(list(parts) or [none]))
+    lengths, input_ids, types, cut, posts = zip(*(list(parts) or [none]))
     return TokenisedPairs(
         np.concatenate(input_ids),
         None if types[0] is None else np.concatenate(types),
@@ -75,6 +120,7 @@ def concatenate_rows(parts: Iterable[TokenRows], labels: np.ndarray, pad_token_i
         labels,
         pad_token_id,
         np.concatenate(cut),
+        None if posts[0] is None else np.concatenate(posts),
     )
 
 # %% ../../nbs/data/60_tokens.ipynb #33196086
@@ -84,19 +130,21 @@ def tokenise(
     max_length: int,
     long_posts: Literal["truncate", "head_tail"] = "truncate",
     log: bool = True,
+    parts: int = 1,
 ) -> TokenisedPairs:
     """Return the tokens of canonical pairs, post first, criterion second, at most `max_length` a row; only the post is cut.
 
-    Row i of the result is row i of `pairs`. `long_posts`: see `cut_slice`. `log`: log how much was cut. Raises
-    DataError for a criterion that leaves no space for a post, ModelError for a tokenizer without a padding token."""
+    Row i of the result is row i of `pairs`. `long_posts`: see `cut_slice`. `log`: log how much was cut. `parts`: rows are that
+    many times longer, to be cut into at most as many chunks. Raises DataError for a criterion that leaves no space for a post,
+    ModelError for a tokenizer without a padding token."""
     if tokenizer.pad_token_id is None:
         raise ModelError(
             "model.model_name: the tokenizer has no pad token; set tokenizer.pad_token, or choose an encoder with one"
         )
     check_criteria(pairs, tokenizer, max_length)
-    parts = token_rows(pairs, tokenizer, max_length, long_posts, log)
-    tokens = concatenate_rows(parts, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
-    if log and tokens.cut.any():
+    rows = token_rows(pairs, tokenizer, parts * max_length, long_posts, log)
+    tokens = concatenate_rows(rows, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
+    if log and parts == 1 and tokens.cut.any():
         shares = f"{tokens.cut_pairs_share:.1%} of the pairs, {tokens.cut_tokens_share:.1%} of all tokens"
         logger.info("model.max_length=%d cuts posts (%s): %s", max_length, long_posts, shares)
     return tokens

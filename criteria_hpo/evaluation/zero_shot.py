@@ -14,12 +14,14 @@ import pandas as pd
 from scipy.special import expit, logit
 from transformers import PreTrainedTokenizerBase
 
+from ..chunks.cut_posts import cut_posts
+from ..chunks.study_tokens import read_pairs
 from ..config.model_settings import ModelConfig
 from ..config.schema import Config
 from ..core.errors import ModelError
 from ..data.folds import Fold
 from ..data.joined_tokens import CHUNK, TokenRows
-from ..data.tokens import TokenisedPairs, concatenate_rows, tokenise
+from ..data.tokens import TokenisedPairs, concatenate_rows
 from ..model.classifier import load_classifier
 from ..model.encoders import load_encoder
 from ..storage.predictions import LOGIT_LIMIT
@@ -37,7 +39,9 @@ def _criterion_first(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, ma
         read = tokenizer(*texts, truncation="only_second", max_length=max_length, return_attention_mask=False)
         lengths, types = np.array([len(row) for row in read["input_ids"]], np.int64), read.get("token_type_ids")
         kinds = None if types is None else np.concatenate(types).astype(np.int8)
-        yield TokenRows(lengths, np.concatenate(read["input_ids"]).astype(np.int32), kinds, np.zeros(len(part), np.int32))
+        marks = [read.sequence_ids(row) for row in range(len(part))]  # 0 the criterion, 1 the post
+        posts = np.array([[ids.index(1) if 1 in ids else 0, ids.count(1)] for ids in marks], np.int32)
+        yield TokenRows(lengths, np.concatenate(read["input_ids"]).astype(np.int32), kinds, np.zeros(len(part), np.int32), posts)
 
 
 def ordered_tokens(
@@ -45,9 +49,11 @@ def ordered_tokens(
 ) -> TokenisedPairs:
     "Return the tokens of pairs, the post first as in training, or the criterion first."
     if not criterion_first:
-        return tokenise(pairs, tokenizer, model.max_length, model.long_posts, log=False)
-    rows = _criterion_first(pairs, tokenizer, model.max_length)
-    return concatenate_rows(rows, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
+        return read_pairs(pairs, tokenizer, model, model.chunks)
+    parts = 1 if model.chunks.pool == "none" else model.chunks.limit
+    rows = _criterion_first(pairs, tokenizer, parts * model.max_length)
+    whole = concatenate_rows(rows, pairs.label.to_numpy(np.float32), int(tokenizer.pad_token_id))
+    return cut_posts(whole, model.max_length, model.chunks, model.long_posts)
 
 # %% ../../nbs/evaluation/80_zero_shot.ipynb #ddb3cc55
 def logits_of(probs: np.ndarray) -> np.ndarray:
@@ -97,7 +103,8 @@ class ZeroShot:
 
 def zero_shot(cfg: Config, setup: TrainingSetup, dev: pd.DataFrame, test: pd.DataFrame) -> ZeroShot | str:
     "Return the answers of the encoder's own head, or a sentence that says why it has none."
-    head = published(cfg.model, bool(setup.classifier.fresh))
+    own = cfg.model.model_copy(update={"chunks": cfg.model.chunks.for_setting(cfg.first_setting)})
+    head = published(own, bool(setup.classifier.fresh))
     if head is None:
         return NO_HEAD
     posts_first = model_logits(cfg, setup, head, dev)

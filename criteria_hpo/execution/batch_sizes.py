@@ -18,11 +18,11 @@ import optuna
 import pandas as pd
 
 from ..augmentation.draw_variants import TrainingSource
+from ..chunks.study_tokens import read_pairs
 from ..config.hparams import HParams
 from ..config.schema import Config
 from ..core.assets import cache_dir
 from ..data.folds import Fold
-from ..data.tokens import tokenise
 from ..model.device import pick_device
 from ..model.memory import gpu_share
 from ..search.search_space import middle_setting, parse_space
@@ -113,7 +113,8 @@ def _sample_setup(cfg: Config, dev: pd.DataFrame, hparams: HParams) -> TrainingS
     "Return a setup with a sample of the dev pairs, all of them training pairs of one fold."
     rows = np.random.default_rng(cfg.seed).permutation(len(dev))[:SAMPLE]
     classifier, tokenizer, device = prepare_classifier(cfg)
-    tokens = tokenise(dev.iloc[np.sort(rows)].reset_index(drop=True), tokenizer, cfg.model.max_length, cfg.model.long_posts)
+    chunks = cfg.model.chunks.for_setting(hparams)
+    tokens = read_pairs(dev.iloc[np.sort(rows)].reset_index(drop=True), tokenizer, cfg.model, chunks)
     if cfg.training.compact_vocabulary:
         special = np.array([tokens.pad_token_id, *tokenizer.all_special_ids])
         classifier.compact(used_ids([tokens.input_ids, special]))

@@ -12,24 +12,31 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..config.paths import sqlite_url, storage_url, study_dir
-from ..config.schema import Config
+from ..config.schema import Config, may_chunk
 from ..core.errors import DataError, ModelError
 from ..data.folds import refit_fold
 from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
 from ..model.encoders import study_tokenizer
-from ..search.search_space import check_augmentation, check_first_layers, parse_space
+from ..search.search_space import check_augmentation, check_first_layers, parse_space, reachable_options
 from ..training.metrics import MIN_FOR_THRESHOLD, can_choose_threshold
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00005
 def check_texts(cfg: Config, data: Data) -> ModelError | None:
-    "Raise a `DataError` for a criterion of dev or test that leaves no tokens for a post; without a tokenizer return its error."
+    """Raise a `DataError` for a criterion of dev or test that leaves no tokens for a post, or only those that chunks share.
+
+    Without a tokenizer return its error."""
     try:
         tokenizer = study_tokenizer(cfg.model.model_name, cfg.model.max_length)
     except ModelError as err:
         return err
-    check_criteria(pd.concat([data.dev, data.test], ignore_index=True), tokenizer, cfg.model.max_length)
+    pairs = pd.concat([data.dev, data.test], ignore_index=True)
+    check_criteria(pairs, tokenizer, cfg.model.max_length)
+    if may_chunk(cfg.model, cfg.hpo):
+        strides = reachable_options(parse_space(cfg.hpo.search_space), cfg)["chunk_stride"]
+        for setting, values in strides.items():
+            check_criteria(pairs, tokenizer, cfg.model.max_length, max(values), setting)
     return None
 
 # %% ../../nbs/execution/60_checks.ipynb #558464f1

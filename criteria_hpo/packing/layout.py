@@ -84,9 +84,13 @@ class Packed:
     layout: Layout
 
 
-def pack_rows(tokens: TokenisedPairs, rows: np.ndarray, first: int, device: str | torch.device = "cpu") -> dict:
-    "A micro-batch for a step: `packed` and `labels`, float32 (n,). `first`: the `first_position` of the model."
-    lengths = tokens.lengths[rows]
+def pack_rows(tokens: TokenisedPairs, pairs: np.ndarray, first: int, device: str | torch.device = "cpu") -> dict:
+    """A micro-batch of b pairs for a step: `packed`, `labels` (float32 (b,)), and `chunks` as by `collate`.
+
+    `first`: the `first_position` of the model.
+    """
+    rows, chunks = tokens.rows_of(pairs)
+    lengths = tokens.row_lengths[rows]
     layout = make_layout(lengths, device)
     index = np.repeat(tokens.offsets[rows] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
 
@@ -95,4 +99,5 @@ def pack_rows(tokens: TokenisedPairs, rows: np.ndarray, first: int, device: str 
 
     types = None if tokens.token_type_ids is None else on_device(tokens.token_type_ids)
     packed = Packed(on_device(tokens.input_ids), layout.positions[None] + first, types, layout)
-    return {"packed": packed, "labels": torch.from_numpy(tokens.labels[rows]).to(device, non_blocking=True)}
+    of_pairs = {"labels": tokens.labels[pairs]} | ({} if chunks is None else {"chunks": chunks})
+    return {"packed": packed} | {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in of_pairs.items()}

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'PRUNERS', 'PACKAGES', 'listed', 'parts_of', 'data_sentences', 'encoder_name', 'model_sentence',
-           'pooling_sentence', 'adapter_sentence', 'loss_sentence', 'training_sentence', 'augmentation_sentences',
-           'space_sentence', 'objective_sentence', 'pruning_sentence', 'confirmation_sentence', 'decision_sentence',
-           'refit_sentence', 'test_sentence', 'statistics_sentence', 'means_sentence', 'methods']
+           'pooling_sentence', 'adapter_sentence', 'chunks_sentence', 'loss_sentence', 'training_sentence',
+           'augmentation_sentences', 'space_sentence', 'objective_sentence', 'pruning_sentence',
+           'confirmation_sentence', 'decision_sentence', 'refit_sentence', 'test_sentence', 'statistics_sentence',
+           'means_sentence', 'methods']
 
 # %% ../../nbs/paper/40_methods.ipynb #895d89fb
 import inspect
@@ -68,10 +69,11 @@ def model_sentence(facts: Facts) -> str:
     model = facts.config["model"]
     size = f", {facts.weights / 1e6:.1f} million weights" if facts.weights else ""
     layers = f", {counted(len(model['keep_layers']), 'layer')} kept" if model["keep_layers"] else ""
-    cut = "in the middle" if model["long_posts"] == "head_tail" else "at the end"
+    cut = f" (longer posts were cut {'in the middle' if model['long_posts'] == 'head_tail' else 'at the end'})"
+    cut = "" if chunks_sentence(facts) else cut
     head = " The logit started as entailment minus contradiction of its head for inference." * (model["head_init"] == "nli")
     return (
-        f"Post and criterion were joined to one sequence of at most {model['max_length']:,} tokens (longer posts were cut {cut}) "
+        f"Post and criterion were joined to one sequence of at most {model['max_length']:,} tokens{cut} "
         f"and scored by an encoder ({encoder_name(facts.config)}{size}{layers}) with one logit as output.{head}"
     )
 
@@ -110,6 +112,22 @@ def adapter_sentence(facts: Facts) -> str:
     )
     paper = "Hu et al., 2022" + "; over weights in 4 bits, Dettmers et al., 2023" * ("qlora" in kind)
     return f"{start}: adapters of {what} ({paper}) with rank {r}, alpha {alpha} and dropout {rate}."
+
+
+def chunks_sentence(facts: Facts) -> str:
+    "Return how long posts were read in chunks; nothing if they were cut, in every setting."
+    default, chunks = facts.config["hpo"]["default_setting"], facts.config["model"].get("chunks") or {"pool": "none"}
+    pool = _in_words(facts, "chunks", default.get("chunks") or chunks["pool"])
+    if pool == "none":
+        return ""
+    stride = _in_words(facts, "chunk_stride", default.get("chunk_stride") or chunks["stride"])
+    shared = "" if stride == "0" else f" that share at least some tokens ({stride})"
+    what = " (none: cut)" if "searched" in pool else ""
+    paper = "; log-sum-exp after Pinheiro and Collobert, 2015" * ("logsumexp" in pool)
+    return (
+        f"Longer posts were read in at most {chunks['limit']} parts{shared}, each joined to the criterion, "
+        f"whose logits became one (by: {pool}{what}{paper})."
+    )
 
 
 def loss_sentence(facts: Facts) -> str:
@@ -338,8 +356,8 @@ def means_sentence(facts: Facts) -> str:
 
 def methods(facts: Facts) -> str:
     "Return the paragraph on methods, as plain text on one line."
-    sentences = [*data_sentences(facts), model_sentence(facts), pooling_sentence(facts), adapter_sentence(facts)]
-    sentences += [loss_sentence(facts), training_sentence(facts)]
+    sentences = [*data_sentences(facts), model_sentence(facts), chunks_sentence(facts)]
+    sentences += [pooling_sentence(facts), adapter_sentence(facts), loss_sentence(facts), training_sentence(facts)]
     sentences += [*augmentation_sentences(facts), space_sentence(facts), objective_sentence(facts), pruning_sentence(facts)]
     sentences += [confirmation_sentence(facts), refit_sentence(facts), decision_sentence(facts), test_sentence(facts)]
     return " ".join(filter(None, [*sentences, statistics_sentence(facts), means_sentence(facts)]))

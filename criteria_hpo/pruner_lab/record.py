@@ -71,7 +71,7 @@ def record_epochs(setup: TrainingSetup, hparams: HParams, fold: Fold, seed: int)
     not count; on a GPU they are wall-clock time.
     """
     clock = time.process_time if setup.device.type == "cpu" else time.perf_counter
-    setup = replace(setup, training=setup.training.for_setting(hparams))
+    setup = setup.for_setting(hparams)
     start, watched, source = clock(), watched_rows(setup, fold), training_source(setup.tokens, setup.variants, hparams)
     run, learning = start_training(setup, hparams, fold, seed), replace(setup, tokens=source.tokens)
     for epoch in range(1, setup.training.num_epochs + 1):

@@ -154,6 +154,7 @@ def middle_setting(space: tuple[Dimension, ...], defaults: HParams) -> HParams:
 # %% ../../nbs/search/20_search_space.ipynb #a7273033
 CHECKED = {name: f"training.{name}" for name in ("freeze_layers", "gradient_checkpointing", "layer_decay")}  # against the encoder
 CHECKED |= {"adapter": "model.adapter.type", "lora_r": "model.adapter.r", "layers": "hpo.default_setting.layers"}
+CHECKED |= {"chunk_stride": "model.chunks.stride"}
 ReachableOptions = dict[str, dict[str, tuple[Any, ...]]]  # option -> setting -> values
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'USE', 'OTHERS', 'POOLED', 'Score', 'score_table', 'hub_id', 'front_matter', 'data_section',
-           'adapter_sentence', 'search_section', 'decision_section', 'members_sentence', 'usage_section', 'model_card']
+           'adapter_sentence', 'search_section', 'decision_section', 'members_sentence', 'long_posts_sentence',
+           'usage_section', 'model_card']
 
 # %% ../../nbs/serving/30_card.ipynb #1d418fe5
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..config.model_settings import ChunksConfig
 from ..core.formatting import counted
 from .decision import Decision
 
@@ -160,9 +162,33 @@ POOLED = {
 }
 
 
-def usage_section(max_length: int, long_posts: str, n_members: int, name: str, pooling: str | None = None) -> str:
+def long_posts_sentence(max_length: int, long_posts: str, chunks: ChunksConfig) -> str:
+    "Return how long posts are read, and what other libraries read of them."
+    cut = f"Pairs have at most {max_length} tokens; the post is cut."
+    if chunks.pool != "none":
+        shared = f", neighbours sharing {chunks.stride} tokens of the post or more" if chunks.stride else ""
+        how = "the highest" if chunks.pool == "max" else "the log of the mean of the exponentials"
+        return (
+            f"`criteria_hpo` reads a long post in chunks: up to {chunks.limit} pairs of at most {max_length} tokens{shared}; the "
+            f"logit is {how} of theirs. Other libraries read the first chunk only, so their scores "
+            "of posts that are longer are not those of this model."
+        )
+    return (
+        f"{cut} Posts longer than that keep head and tail here, the head in other libraries."
+        if long_posts == "head_tail"
+        else cut
+    )
+
+
+def usage_section(
+    max_length: int,
+    long_posts: str,
+    n_members: int,
+    name: str,
+    pooling: str | None = None,
+    chunks: ChunksConfig = ChunksConfig(),  # noqa: B008 (frozen)
+) -> str:
     "Return how the folder is used, and where libraries differ. `pooling`: one that other libraries do not know, else None."
-    keep = " Posts longer than that keep head and tail here, the head in other libraries." if long_posts == "head_tail" else ""
     use = (USE if pooling else f"{USE}{OTHERS}").format(name=name)
     only = (
         f" Only `criteria_hpo` can load this folder: its head reads the {POOLED[pooling]} of a text, which other libraries do "
@@ -170,7 +196,7 @@ def usage_section(max_length: int, long_posts: str, n_members: int, name: str, p
         if pooling
         else ""
     )
-    return f"{use}\n{members_sentence(n_members)}{only} Pairs have at most {max_length} tokens; the post is cut.{keep}"
+    return f"{use}\n{members_sentence(n_members)}{only} {long_posts_sentence(max_length, long_posts, chunks)}"
 
 # %% ../../nbs/serving/30_card.ipynb #8ec620f8
 def model_card(
@@ -183,13 +209,14 @@ def model_card(
     data_licence: str | None = None,
     name: str = "studies/NAME/model",  # the folder, as it is written in the examples
     pooling: str | None = None,  # what the head reads, if other libraries do not know it
+    chunks: ChunksConfig = ChunksConfig(),  # noqa: B008 (frozen); how long posts are read
 ) -> str:
     "Return the text of README.md, with YAML front matter. `licence`: of the weights, as the hub names it; None: not known."
     model = (manifest.get("config") or {}).get("model", {})
     base = str(model.get("model_name", "unknown"))
     unknown = "not known to the study; look it up before you share the model"
     sections = {
-        "Use": usage_section(model.get("max_length", 512), model.get("long_posts", "truncate"), n_members, name, pooling),
+        "Use": usage_section(model.get("max_length", 512), model.get("long_posts", "truncate"), n_members, name, pooling, chunks),
         "Scores": score_table(scores),
         "Decision": decision_section(decision),
         "Data": data_section(manifest, n_criteria),

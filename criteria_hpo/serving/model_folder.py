@@ -16,7 +16,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config.model_settings import ChunksConfig
 from ..core.errors import ModelError, StudyError
 from ..core.formatting import counted
 from ..inputs.criteria import read_criteria
@@ -41,18 +42,19 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     return found[0]
 
 # %% ../../nbs/serving/20_model_folder.ipynb #96d1d02a
-def holds_calibration(model: PreTrainedModel, decision: Decision) -> bool:
-    "Return whether the last layer can contain the calibration: not a shift if it has no bias."
-    return output_layer(model).bias is not None or decision.calibration.b == 0
+def holds_calibration(model: PreTrainedModel, decision: Decision, pool: str = "none") -> bool:
+    "Return whether the last layer can contain the calibration: no shift without a bias, no factor under a `pool` logsumexp."
+    a, b = decision.calibration.a, decision.calibration.b
+    return (output_layer(model).bias is not None or b == 0) and (pool != "logsumexp" or a == 1)
 
 # %% ../../nbs/serving/20_model_folder.ipynb #10d5e7aa
 @contextmanager
-def calibrated(model: PreTrainedModel, decision: Decision) -> Iterator[None]:
+def calibrated(model: PreTrainedModel, decision: Decision, pool: str = "none") -> Iterator[None]:
     "Let the last layer give calibrated logits while the body runs; no effect if they already are, or if it cannot."
     layer = output_layer(model)
     before = [(tensor, tensor.detach().clone()) for tensor in layer.parameters()]
     try:
-        if holds_calibration(model, decision) and not decision.in_weights:
+        if holds_calibration(model, decision, pool) and not decision.in_weights:
             with torch.no_grad():
                 layer.weight.mul_(decision.calibration.a)
                 if layer.bias is not None:
@@ -64,7 +66,7 @@ def calibrated(model: PreTrainedModel, decision: Decision) -> Iterator[None]:
 
 # %% ../../nbs/serving/20_model_folder.ipynb #128fcae0
 MODEL = "model"  # the name of the folder within that of the study
-FORMAT = 1
+FORMAT = 1  # of a folder that reads chunks 2: a release that does not know them must refuse it
 LABEL = "meets the criterion"
 PLAIN_CONFIG = {
     "problem_type": "multi_label_classification",
@@ -78,7 +80,7 @@ PLAIN_CONFIG = {
 class ModelFacts:
     """What a model's folder holds beside weights and tokenizer.
 
-    `criteria`: texts by id, in order. `max_length`, `long_posts`: as in `ModelConfig`. `manifest`: plain JSON values.
+    `criteria`: texts by id, in order. `max_length`, `long_posts`, `chunks`: as in `ModelConfig`. `manifest`: plain JSON values.
     `card`: the text of README.md.
     """
 
@@ -88,11 +90,12 @@ class ModelFacts:
     long_posts: Literal["truncate", "head_tail"] = "truncate"
     manifest: dict[str, Any] | None = None
     card: str = ""
+    chunks: ChunksConfig = field(default_factory=ChunksConfig)
 
 # %% ../../nbs/serving/20_model_folder.ipynb #e8e828b8
-def save_member(member: CompactableEncoder, folder: Path, decision: Decision) -> None:
+def save_member(member: CompactableEncoder, folder: Path, decision: Decision, pool: str = "none") -> None:
     "Write config and weights, with all embedding rows and the calibration; `member` is unchanged afterwards."
-    with calibrated(member.model, decision):
+    with calibrated(member.model, decision, pool):
         member.save_pretrained(folder)
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | PLAIN_CONFIG, indent=2) + "\n", encoding="utf-8")
@@ -156,12 +159,12 @@ def write_model(
     Raises a `StudyError` for an existing folder that is not a model, a `ModelError` without members.
     """
     with replaced_folder(folder) as draft:
-        number, inside = 0, True
+        number, inside, pool = 0, True, facts.chunks.pool
         for number, member in enumerate(members, start=1):
-            save_member(member, draft / "members" / str(number) if number > 1 else draft, facts.decision)
+            save_member(member, draft / "members" / str(number) if number > 1 else draft, facts.decision, pool)
             if number == 1:
                 save_tokenizer(tokenizer, member.model, draft, facts.max_length)
-            inside = inside and holds_calibration(member.model, facts.decision)
+            inside = inside and holds_calibration(member.model, facts.decision, pool)
         if not number:
             raise ModelError(f"{folder}: no weights to write; train at least one member")
         decision = facts.decision.placed_in_weights() if inside else facts.decision
@@ -176,6 +179,7 @@ def write_model(
             "max_length": facts.max_length,
             "long_posts": facts.long_posts,
         }
+        about |= {} if pool == "none" else {"format": FORMAT + 1, "chunks": facts.chunks.model_dump(mode="json")}
         about |= {"files": {path.relative_to(draft).as_posix(): file_hash(path) for path in files}}
         whole = (facts.manifest or {}) | {"model": about}
         (draft / "manifest.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -193,6 +197,7 @@ class StoredModel:
     max_length: int
     long_posts: str
     identity: str
+    chunks: ChunksConfig = field(default_factory=ChunksConfig)
 
 # %% ../../nbs/serving/20_model_folder.ipynb #98dedc16
 def read_member(folder: Path) -> PreTrainedModel:
@@ -210,8 +215,8 @@ def read_facts(folder: Path) -> tuple[dict[str, Any], Decision, dict[str, str], 
         what = "has no manifest.json and decision.json of a model" if folder.is_dir() else "no such folder"
         raise ModelError(f"{folder}: {what}; name the folder that command=evaluate writes, such as studies/NAME/model")
     about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["model"]
-    if about["format"] != FORMAT:
-        raise ModelError(f"{folder}: format {about['format']} is not known, only {FORMAT}; use the version that wrote it")
+    if about["format"] not in (FORMAT, FORMAT + 1):
+        raise ModelError(f"{folder}: format {about['format']} is not known, only {FORMAT} and 2; use the version that wrote it")
     rule = (folder / "decision.json").read_text(encoding="utf-8")
     criteria = read_criteria(folder / "criteria.json")
     depends = [about, rule, list(criteria.items())]
@@ -230,4 +235,5 @@ def read_model(folder: Path, weights: bool = True) -> StoredModel:
     about, decision, criteria, identity = read_facts(folder)
     tokenizer = load_tokenizer(str(folder.resolve()), about["max_length"])
     members = tuple(read_member(place) for place in (member_places(folder) if weights else []))
-    return StoredModel(members, tokenizer, criteria, decision, about["max_length"], about["long_posts"], identity)
+    chunks = ChunksConfig(**about.get("chunks", {}))
+    return StoredModel(members, tokenizer, criteria, decision, about["max_length"], about["long_posts"], identity, chunks)

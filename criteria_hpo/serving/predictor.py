@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chunks.cut_posts import cut_posts
+from ..chunks.pooled import pool_logits
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.formatting import counted
 from ..data.batches import collate, eval_batches
@@ -121,8 +123,8 @@ def member_logits(
 class Predictor:
     """A model that answers which criteria posts meet.
 
-    `folder`: a folder of `write_model`. `device`: None for the first GPU, else the CPU. `batch_size`: pairs computed at once.
-    Raises a `ModelError` for any other folder, a `ConfigError` for a device that is not there.
+    `folder`: a folder of `write_model`. `device`: None for the first GPU, else the CPU. `batch_size`: pairs computed at once, or
+    chunks of pairs. Raises a `ModelError` for any other folder, a `ConfigError` for a device that is not there.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32):
@@ -145,21 +147,28 @@ class Predictor:
     def check(self, criteria: Mapping[str, str]) -> None:
         "Raise a `DataError` for a criterion that leaves no space for a post."
         table = pd.DataFrame({"criterion_id": list(criteria), "criterion": list(criteria.values())})
-        check_criteria(table, self.model.tokenizer, self.model.max_length)
+        check_criteria(table, self.model.tokenizer, self.model.max_length, self.model.chunks.stride)
 
     def tokens(self, pairs: pd.DataFrame) -> TokenisedPairs:
         "Return the tokens of pairs as in training; labels are 0."
         model = self.model
-        rows = answered_rows(pairs, model.tokenizer, model.max_length, model.long_posts)
-        return concatenate_rows(rows, np.zeros(len(pairs), np.float32), int(model.tokenizer.pad_token_id))
+        parts = 1 if model.chunks.pool == "none" else model.chunks.limit
+        rows = answered_rows(pairs, model.tokenizer, parts * model.max_length, model.long_posts)
+        whole = concatenate_rows(rows, np.zeros(len(pairs), np.float32), int(model.tokenizer.pad_token_id))
+        return whole if parts == 1 else cut_posts(whole, model.max_length, model.chunks, model.long_posts)
 
     def logits(self, pairs: pd.DataFrame) -> np.ndarray:
         "Return the logits of pairs (columns post, criterion), the mean over members: float64 (n,)."
         if pairs.empty:
             return np.empty(0)
         tokens = self.tokens(pairs)
-        batches = eval_batches(tokens.lengths, self.batch_size)
-        return ensemble_logits(np.array([self.scores(member, tokens, batches) for member in self.members]))
+        rows, chunks = tokens.by_row(), tokens.rows_of(np.arange(len(tokens)))[1]
+        batches = eval_batches(rows.lengths, self.batch_size)
+        found = [self.scores(member, rows, batches) for member in self.members]
+        if chunks is not None:
+            of_pair = torch.from_numpy(chunks)
+            found = [pool_logits(torch.from_numpy(logits), of_pair, tokens.pool).numpy() for logits in found]
+        return ensemble_logits(np.array(found))
 
     def predict(self, posts: Posts, criteria: Iterable[str] | Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return post_id, criterion_id, probability (in [0, 1]) and decision (0 or 1) of each post with each criterion.

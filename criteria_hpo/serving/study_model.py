@@ -10,7 +10,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from ..config.model_settings import ChunksConfig
 from ..config.paths import study_dir
 from ..config.schema import Config
 from ..core.errors import StudyError
@@ -36,7 +37,7 @@ class StudyModel:
     """What the model of a study is made of.
 
     `weights`: folders of encoders with tokenizer, one or an ensemble. `made_from`: plain JSON values on which the weights depend.
-    `criteria`: texts by id. `manifest`: of the study.
+    `criteria`: texts by id. `manifest`: of the study. `chunks`: how the model reads long posts.
     """
 
     weights: tuple[Path, ...]
@@ -45,11 +46,13 @@ class StudyModel:
     criteria: dict[str, str]
     scores: tuple[Score, ...]
     manifest: dict[str, Any]
+    chunks: ChunksConfig = field(default_factory=ChunksConfig)
 
     def source(self, cfg: Config) -> str:
         "Return a hash (hex) of everything but the manifest, which has the time of its writing."
         parts = [self.made_from, asdict(self.decision), list(self.criteria.items()), [asdict(score) for score in self.scores]]
         settings = [len(self.weights), cfg.model.max_length, cfg.model.long_posts]
+        settings += [] if self.chunks.pool == "none" else [self.chunks.model_dump(mode="json")]
         return hashlib.sha256(json.dumps([*parts, *settings], sort_keys=True).encode()).hexdigest()
 
 
@@ -98,12 +101,14 @@ def write_study_model(cfg: Config, made: StudyModel) -> Path:
         if is_written(folder, source):
             return folder
         first = CompactableEncoder(str(made.weights[0].resolve()))
-        placed = made.decision.placed_in_weights() if holds_calibration(first.model, made.decision) else made.decision
+        inside = holds_calibration(first.model, made.decision, made.chunks.pool)
+        placed = made.decision.placed_in_weights() if inside else made.decision
         shown = f"studies/{cfg.hpo.study_name}/{MODEL}"
         manifest = shareable(made.manifest) | {"source": source}
         pooling = None if first.pooling in own_poolings(first.model) else first.pooling
-        card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), name=shown, pooling=pooling)
-        facts = ModelFacts(made.criteria, made.decision, model.max_length, model.long_posts, manifest, card)
+        own = {"name": shown, "pooling": pooling, "chunks": made.chunks}
+        card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), **own)
+        facts = ModelFacts(made.criteria, made.decision, model.max_length, model.long_posts, manifest, card, made.chunks)
 
         def members() -> Iterator[CompactableEncoder]:
             yield first

@@ -43,21 +43,28 @@ class DoesNotFit(ConfigError):
 
 # %% ../../nbs/training/60_cross_validation.ipynb #fd974d1b
 def halve_batch(setup: TrainingSetup, hparams: HParams, fold: Fold, scored: int | None) -> TrainingSetup:
-    "The setup with half the batch that was too large: `scored` rows, or a micro-batch (None). Raises `DoesNotFit` at 1."
-    size, task, hint = scored, "scoring", ""
+    """The setup with half the batch that was too large: `scored` rows, or a micro-batch (None).
+
+    Raises `DoesNotFit` at the smallest batch: 1, or the chunks of the longest post.
+    """
+    size, task, hint, least = scored, "scoring", "", setup.most_rows
     if size is None:
         size, _ = calculate_gradient_accumulation(hparams.batch_size, setup.physical_batch_size)
+        size = size if least == 1 else setup.physical_batch_size
         task, hint = "training", "set training.gradient_checkpointing=true, "
-    if size == 1:
+    if size <= least:
+        what = "1" if least == 1 else f"{least}, the chunks of one post,"
+        fewer = "" if least == 1 else "model.chunks.limit or "
         raise DoesNotFit(
-            f"fold {fold.number} does not fit into memory even at a batch of 1 in {task}: lower model.max_length, "
+            f"fold {fold.number} does not fit into memory even at a batch of {what} in {task}: lower {fewer}model.max_length, "
             f"{hint}or take a smaller model"
         )
     free_memory()
-    logger.warning("Fold %d: out of memory at a batch of %d in %s, restarting with %d", fold.number, size, task, size // 2)
+    half = max(size // 2, least)
+    logger.warning("Fold %d: out of memory at a batch of %d in %s, restarting with %d", fold.number, size, task, half)
     if scored is None:
-        return with_sizes(setup, size // 2, setup.eval_batch_size)
-    return with_sizes(setup, setup.physical_batch_size, size // 2)
+        return with_sizes(setup, half, setup.eval_batch_size)
+    return with_sizes(setup, setup.physical_batch_size, half)
 
 # %% ../../nbs/training/60_cross_validation.ipynb #ef2c513b
 T = TypeVar("T")
@@ -91,7 +98,7 @@ def run_single_fold(
     `seed` determines head, order and dropout. `observer` receives steps, epochs and new sizes. `file` stores the state of a long
     fold. Raises `Diverged`, `Stopped`, and `DoesNotFit` if a single sample does not fit.
     """
-    setup = replace(setup, training=setup.training.for_setting(hparams))
+    setup = setup.for_setting(hparams)
 
     def train(fitting: TrainingSetup) -> FoldResult:
         return train_and_score_fold(fitting, hparams, fold, seed, observer, file)
@@ -249,6 +256,7 @@ def cross_validate(
         file = checkpoints.of(fold.number) if checkpoints is not None else None
         return run_single_fold(setup, hparams, fold, fold_seed(study_seed, trial, fold.number), observer, file)
 
+    setup = setup.reading(hparams)  # before a fold forks, so that the tokens are cut once
     results = []
     in_order = _side_by_side if setup.folds_at_once > 1 else _one_by_one
     with closing(in_order(setup, setup.folds[start - 1 :], train, observer)) as trained:

@@ -11,16 +11,19 @@ __all__ = ['PARTS', 'COUNTS', 'READ_EVERY', 'fold_seed', 'TrainingSetup', 'Unfin
 # %% ../../nbs/training/50_epoch.ipynb #e08c278f
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..augmentation.draw_variants import TrainingSource, VariantTokens
+from ..chunks.pooled import of_pairs
+from ..chunks.study_tokens import LongPosts
+from ..config.hparams import HParams
 from ..config.model_settings import AdapterConfig
 from ..config.schema import TrainingConfig
-from ..core.errors import logger
+from ..core.errors import ConfigError, logger
 from ..core.seeds import derived_seed
 from ..data.batches import bucketed_batches, collate, eval_batches, micro_batches, token_batches
 from ..data.folds import Fold
@@ -51,6 +54,7 @@ class TrainingSetup:
 
     `variants`: reworded training posts by `aug_method`. Scored rows are read from `tokens`, which hold no reworded posts.
     `folds_at_once`: folds of a trial that train side by side, in forked processes. `word_masks`: see `speed/30_dropout_masks`.
+    Physical batch sizes count rows of tokens; a pair whose post is read in chunks has several, which are computed together.
     """
 
     classifier: BERTClassifier
@@ -73,6 +77,26 @@ class TrainingSetup:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)  # of settings that do not define their own
     criteria: np.ndarray | None = None  # number of the criterion of each row of `tokens`, from 0, for macro_f1
     threshold: str = "fixed"  # `objective.threshold`
+    long: LongPosts | None = None  # from which the tokens of a setting are cut; None: all settings have the same
+
+    @property
+    def most_rows(self) -> int:
+        "The most rows of tokens that a pair has."
+        sets = [self.tokens, *(made.tokens for made in self.variants.values())]
+        return max(int(tokens.counts.max(initial=1)) for tokens in sets)
+
+    def reading(self, hparams: HParams) -> "TrainingSetup":
+        "The setup with the tokens of a setting. Raises a `ConfigError` if it reads chunks, and the setup was made for none."
+        if self.long is not None:
+            tokens, variants = self.long.of(hparams)
+            return replace(self, tokens=tokens, variants=variants)
+        if (hparams.chunks or "none") != "none":
+            raise ConfigError(f"chunks={hparams.chunks}: set model.chunks.pool={hparams.chunks}, or search chunks")
+        return self
+
+    def for_setting(self, hparams: HParams) -> "TrainingSetup":
+        "The setup with the options and the tokens of a setting."
+        return replace(self, training=self.training.for_setting(hparams)).reading(hparams)
 
 # %% ../../nbs/training/50_epoch.ipynb #56e29dd9
 class Unfinished(Exception):
@@ -99,15 +123,23 @@ class ScoringOutOfMemory(torch.OutOfMemoryError):
         self.size = size
 
 # %% ../../nbs/training/50_epoch.ipynb #a736c7c1
-def cut(setup: TrainingSetup, rows: np.ndarray, size: int) -> list[np.ndarray]:
-    "`rows` in parts of at most `size` rows, or at most as many tokens with padding as `size` rows of `row_tokens` have."
+def _bounded(setup: TrainingSetup, pairs: np.ndarray, size: int) -> list[np.ndarray]:
+    "Positions in `pairs`, in parts bounded by rows or by tokens, as in `cut`."
+    counts = setup.tokens.counts[pairs]
     if setup.row_tokens is None:
-        return micro_batches(rows, size)
-    return [rows[part] for part in token_batches(setup.tokens.lengths[rows], size * setup.row_tokens)]
+        return token_batches(np.ones_like(counts), size, counts)
+    return token_batches(setup.tokens.lengths[pairs] // counts, size * setup.row_tokens, counts)
+
+
+def cut(setup: TrainingSetup, pairs: np.ndarray, size: int) -> list[np.ndarray]:
+    "`pairs` in parts of at most `size` rows, or at most as many tokens with padding as `size` rows of `row_tokens` have."
+    if setup.row_tokens is None and setup.tokens.first is None:
+        return micro_batches(pairs, size)
+    return [pairs[part] for part in _bounded(setup, pairs, size)]
 
 
 def read_rows(setup: TrainingSetup, rows: np.ndarray) -> dict[str, torch.Tensor]:
-    "The padded batch of these rows on the setup's device."
+    "The padded batch of these pairs on the setup's device."
     if setup.resident is None:
         return collate(setup.tokens, rows, setup.device)
     return collate_resident(setup.resident.of(setup.tokens), rows)
@@ -124,16 +156,24 @@ def training_parts(setup: TrainingSetup, rows: np.ndarray) -> list[dict[str, tor
     return [pack_resident(setup.resident.of(setup.tokens), part, first) for part in parts]
 
 # %% ../../nbs/training/50_epoch.ipynb #c6bda8db
+def _scoring_parts(setup: TrainingSetup, rows: np.ndarray) -> list[np.ndarray]:
+    "Positions in `rows` by length, longest first, in parts that are bounded as in `cut`."
+    lengths, size = setup.tokens.lengths[rows], setup.eval_batch_size
+    if setup.row_tokens is None and setup.tokens.first is None:
+        return eval_batches(lengths, size)
+    order = np.argsort(-lengths, kind="stable")
+    return [order[part] for part in _bounded(setup, rows[order], size)]
+
+
 def _score_rows(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
     "Probabilities of `rows` and the sum of their losses."
     classifier, total = setup.classifier.eval(), 0.0
-    probs = np.empty(len(rows), dtype=np.float64)
-    lengths, size, limit = setup.tokens.lengths[rows], setup.eval_batch_size, setup.row_tokens
-    for positions in eval_batches(lengths, size) if limit is None else token_batches(lengths, size * limit):
+    model, probs = of_pairs(classifier, setup.tokens.pool), np.empty(len(rows), dtype=np.float64)
+    for positions in _scoring_parts(setup, rows):
         batch = read_rows(setup, rows[positions])
         labels = batch.pop("labels")
         with autocast_for(setup.device, setup.training.precision):
-            logits = classifier(**batch)
+            logits = model(**batch)
         total += float(classifier.loss(logits, labels, "sum"))
         probs[positions] = torch.sigmoid(logits.double()).cpu().numpy()
     return probs, total
@@ -148,7 +188,7 @@ def predict(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
     except RuntimeError as err:
         if not is_out_of_memory(err):
             raise
-        raise ScoringOutOfMemory(min(setup.eval_batch_size, len(rows))) from None
+        raise ScoringOutOfMemory(min(setup.eval_batch_size, int(setup.tokens.counts[rows].sum()))) from None
     if not (math.isfinite(total) and np.isfinite(probs).all()):
         raise Diverged(f"the logits of a trained model are not finite (loss {total})")
     return probs, total / len(rows)
@@ -228,7 +268,7 @@ def train_epoch(
 ) -> float:
     "Train on the remaining batches (arrays of rows) of an epoch; the mean loss per sample of the whole epoch. Raises `Diverged`."
     classifier, autocast = setup.classifier.train(), autocast_for(setup.device, setup.training.precision)
-    model, clip = setup.packer or classifier, setup.training.max_grad_norm
+    model, clip = of_pairs(setup.packer or classifier, setup.tokens.pool), setup.training.max_grad_norm
     for rows in batches[state.done :]:
         with part("batches"):
             parts = training_parts(setup, rows)

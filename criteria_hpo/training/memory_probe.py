@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 from ..adapters.lora import attach_adapter
+from ..chunks.pooled import of_pairs
 from ..config.schema import Config
 from ..core.assets import cache_dir
 from ..core.errors import ConfigError
@@ -30,16 +31,27 @@ from ..model.vocabulary import held_token
 from .optim import accumulation_step, make_optimizer, make_schedule
 
 # %% ../../nbs/training/70_memory_probe.ipynb #fb78a96b
-def _longest_batch(cfg: Config, size: int, device: torch.device, token: int = 1) -> dict[str, Tensor]:
-    "Inputs and labels of `size` sequences of `token` in full length, with one position of padding in the first."
+def _longest_batch(cfg: Config, size: int, device: torch.device, token: int = 1, most: int = 1) -> dict[str, Tensor]:
+    """Inputs and labels of `size` sequences of `token` in full length, with one position of padding in the first.
+
+    `most`: sequences of a pair, but for the last, which has what is left; with more than one there are `chunks`.
+    """
     ids = torch.full((size, cfg.model.max_length), token, device=device)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.ones(size, device=device)}
+    pairs = -(-size // most)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.ones(pairs, device=device)}
+    rows = torch.arange(pairs * most, device=device).view(pairs, most)
+    return batch if most == 1 else batch | {"chunks": rows.masked_fill(rows >= size, -1)}
 
 # %% ../../nbs/training/70_memory_probe.ipynb #f4c9ca6f
-def peak_memory_step(cfg: Config, classifier: BERTClassifier, device: torch.device, evaluation: bool, size: int) -> None:
-    "Train (or evaluate) at this physical size with everything that a fold keeps in memory; changes the weights slightly."
+def peak_memory_step(
+    cfg: Config, classifier: BERTClassifier, device: torch.device, evaluation: bool, size: int, most: int = 1
+) -> None:
+    """Train (or evaluate) `size` rows at once with everything that a fold keeps in memory; changes the weights slightly.
+
+    `most`: rows of a pair.
+    """
     optimizer, best = make_optimizer(classifier, 1e-6, 0.0), classifier.snapshot()
     autocast, scaler = autocast_for(device, cfg.training.precision), make_scaler(device, cfg.training.precision)
     try:
@@ -47,26 +59,29 @@ def peak_memory_step(cfg: Config, classifier: BERTClassifier, device: torch.devi
             p.grad = torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        part = _longest_batch(cfg, size, device, held_token(classifier.model))
+        part = _longest_batch(cfg, size, device, held_token(classifier.model), most)
+        classifier.train(not evaluation)
+        model = of_pairs(classifier, "none" if most == 1 else "logsumexp")
         if evaluation:
             with torch.no_grad(), autocast:
-                classifier.eval()(part["input_ids"], part["attention_mask"])
+                model(**{name: tensor for name, tensor in part.items() if name != "labels"})
         else:
             schedule = make_schedule("constant", optimizer, 1, 0.0)
-            accumulation_step(classifier.train(), [part, part], optimizer, schedule, scaler, cfg.training.max_grad_norm, autocast)
+            accumulation_step(model, [part, part], optimizer, schedule, scaler, cfg.training.max_grad_norm, autocast)
     finally:
         classifier.zero_grad(set_to_none=True)
         del best
 
 # %% ../../nbs/training/70_memory_probe.ipynb #93bd8260
 def physical_batch_sizes(
-    cfg: Config, classifier: BERTClassifier, largest: int, device: torch.device, card: Card | None = None
+    cfg: Config, classifier: BERTClassifier, largest: int, device: torch.device, card: Card | None = None, most: int = 1
 ) -> tuple[int, int]:
     """(training, evaluation) physical batch sizes: configured, probed on a GPU, or by rule on a CPU.
 
-    `largest`: the largest effective batch of the search. `card`: the card of `device` by default.
+    `largest`: the largest effective batch of the search. `card`: the card of `device` by default. `most`: rows of the longest
+    pair; raises a `ConfigError` if they do not fit together.
     """
-    fixed = cfg.training.physical_batch_size
+    fixed, largest = cfg.training.physical_batch_size, max(largest, most)
     if card is None and device.type != "cuda":
         return fixed or largest, 2 * (fixed or largest)
     get_gpu_vram_info()
@@ -74,13 +89,19 @@ def physical_batch_sizes(
     freeze_layers(classifier.model, cfg.training.freeze_layers)
     set_gradient_checkpointing(classifier.model, cfg.training.gradient_checkpointing)
     attach_adapter(classifier, cfg.model.adapter, cfg.seed, computing_dtype(device, cfg.training.precision))
-    ask = functools.partial(_probed, cfg, classifier, device, card, card.free_and_total())
+    ask = functools.partial(_probed, cfg, classifier, device, card, card.free_and_total(), most)
     try:
-        return fixed or ask(False, largest), ask(True, 4 * largest)
+        sizes = fixed or ask(False, largest), ask(True, 4 * largest)
     except MemoryError as err:
         raise ConfigError(str(err)) from None
     finally:
         classifier.reset(cfg.seed)
+    if min(sizes) < most:
+        raise ConfigError(
+            f"the {most} chunks of the longest post are computed together, but only {min(sizes)} fit on the GPU: set "
+            f"model.chunks.limit={max(2, min(sizes))}, lower model.max_length or set training.gradient_checkpointing=true"
+        )
+    return sizes
 
 # %% ../../nbs/training/70_memory_probe.ipynb #c2b01d9b
 def _probed(
@@ -89,6 +110,7 @@ def _probed(
     device: torch.device,
     card: Card,
     memory: tuple[int, int],  # free and total bytes before the first probe
+    most: int,
     evaluation: bool,
     limit: int,
 ) -> int:
@@ -105,7 +127,7 @@ def _probed(
         "gradient_checkpointing": cfg.training.gradient_checkpointing,
         "deterministic": cfg.training.deterministic,
         "versions": [torch.__version__, transformers.__version__],
-    }
-    step = functools.partial(peak_memory_step, cfg, classifier, device, evaluation)
+    } | ({} if most == 1 else {"most": most})
+    step = functools.partial(peak_memory_step, cfg, classifier, device, evaluation, most=most)
     probe = functools.partial(probe_max_batch_size, step, limit, device=device, card=card)
     return cached_batch_size(question, cache_dir() / "batch_sizes", memory, probe)

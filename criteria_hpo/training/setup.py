@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Options', 'check_layers', 'check_options', 'heaviest_options', 'heaviest_adapter', 'seed_everything',
-           'prepare_classifier', 'used_ids', 'compact_vocabulary', 'gpu_fields', 'folds_side_by_side', 'make_setup',
-           'Data', 'load_data']
+           'prepare_classifier', 'used_ids', 'compact_vocabulary', 'gpu_fields', 'folds_side_by_side', 'largest_stride',
+           'with_first_tokens', 'make_setup', 'Data', 'load_data']
 
 # %% ../../nbs/training/80_setup.ipynb #ed1540c6
 import random
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.requirements import check_adapter
 from ..augmentation.study_variants import make_variant_tokens
+from ..chunks.study_tokens import LongPosts, describe_chunks
 from ..config.model_settings import AdapterConfig
 from ..config.schema import Config, TrainingConfig
 from ..core.errors import ModelError, logger
@@ -147,6 +148,21 @@ def folds_side_by_side(cfg: Config, device: torch.device) -> int:
     "Return how many folds of a trial train at once, in processes of their own."
     return processes_at_once(cfg.folds_at_once, device, cfg.known_threads, cfg.workers) if cfg.hpo.mode == "kfold" else 1
 
+# %% ../../nbs/training/80_setup.ipynb #e8bf5138
+def largest_stride(cfg: Config, options: Options | None) -> int:
+    "The largest `chunk_stride` that a trial can have."
+    found = [value for values in (options or {}).get("chunk_stride", {}).values() for value in values]
+    return max(found, default=cfg.model.chunks.for_setting(cfg.first_setting).stride)
+
+
+def with_first_tokens(cfg: Config, setup: TrainingSetup) -> TrainingSetup:
+    "The setup with the tokens of the first setting, where settings may differ in them; logs how it reads long posts."
+    if setup.long is None:
+        return setup
+    made = setup.reading(cfg.first_setting)
+    logger.info("Long posts (chunks=%s): %s", cfg.first_setting.chunks, describe_chunks(made.tokens))
+    return made
+
 # %% ../../nbs/training/80_setup.ipynb #3dadcb85
 def make_setup(
     cfg: Config,
@@ -168,15 +184,17 @@ def make_setup(
         check_options(classifier.model, options)
         training = heaviest_options(training, options)
         adapter = heaviest_adapter(adapter, options)
-    tokens = tokenise(data.dev, tokenizer, cfg.model.max_length, cfg.model.long_posts)
+    tokens = tokenise(data.dev, tokenizer, cfg.model.max_length, cfg.model.long_posts, parts=cfg.token_parts)
     variants = make_variant_tokens(cfg, data.dev, tokens, tokenizer, used, request)
     if cfg.training.compact_vocabulary:
         read = [tokens.input_ids, *(made.tokens.input_ids for made in variants.values())]
         compact_vocabulary(classifier, used_ids([*read, np.array([tokens.pad_token_id, *tokenizer.all_special_ids])]))
     probed = cfg.model_copy(update={"training": training, "model": cfg.model.model_copy(update={"adapter": adapter})})
-    physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device)
+    long = LongPosts(tokens, variants, cfg.model) if cfg.token_parts > 1 else None
+    most = 1 if long is None else long.most_chunks(largest_stride(cfg, options))
+    physical, evaluation = sizes or physical_batch_sizes(probed, classifier, largest_batch, device, most=most)
     logger.info("Physical batch sizes: training %d, evaluation %d", physical, evaluation)
     sizes, at_once = (physical, evaluation), folds_side_by_side(cfg, device)
     made = TrainingSetup(classifier, tokens, data.folds, cfg.training, cfg.hpo.metric, *sizes, device, variants, at_once)
     made = replace(made, criteria=criterion_numbers(data.dev), threshold=cfg.objective.threshold, adapter=cfg.model.adapter)
-    return replace(made, **gpu_fields(cfg, classifier, device))
+    return with_first_tokens(cfg, replace(made, long=long, **gpu_fields(cfg, classifier, device)))
