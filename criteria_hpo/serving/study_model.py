@@ -51,7 +51,7 @@ class StudyModel:
     def source(self, cfg: Config) -> str:
         "Return a hash (hex) of everything but the manifest, which has the time of its writing."
         parts = [self.made_from, asdict(self.decision), list(self.criteria.items()), [asdict(score) for score in self.scores]]
-        settings = [len(self.weights), cfg.model.max_length, cfg.model.long_posts]
+        settings: list[Any] = [len(self.weights), cfg.model.max_length, cfg.model.long_posts]
         settings += [] if self.chunks.pool == "none" else [self.chunks.model_dump(mode="json")]
         return hashlib.sha256(json.dumps([*parts, *settings], sort_keys=True).encode()).hexdigest()
 
@@ -106,7 +106,7 @@ def write_study_model(cfg: Config, made: StudyModel) -> Path:
         shown = f"studies/{cfg.hpo.study_name}/{MODEL}"
         manifest = shareable(made.manifest) | {"source": source}
         pooling = None if first.pooling in own_poolings(first.model) else first.pooling
-        own = {"name": shown, "pooling": pooling, "chunks": made.chunks}
+        own: dict[str, Any] = {"name": shown, "pooling": pooling, "chunks": made.chunks}
         card = model_card(manifest, len(made.criteria), placed, made.scores, len(made.weights), **own)
         facts = ModelFacts(made.criteria, made.decision, model.max_length, model.long_posts, manifest, card, made.chunks)
 
