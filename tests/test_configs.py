@@ -192,7 +192,10 @@ MODEL_DIMENSIONS = {
     "lora_alpha": "{type: categorical, choices: [8, 32]}",
     "lora_dropout": "{type: uniform, low: 0.0, high: 0.2}",
     "layers": "{type: categorical, choices: [1, 2]}",
+    "chunks": "{type: categorical, choices: [none, max, logsumexp]}",
+    "chunk_stride": "{type: int, low: 0, high: 32, step: 8}",
 }
+NEEDED = {"chunk_stride": ["model.chunks.pool=max"]}  # what an option acts on
 
 
 def test_every_option_is_tried() -> None:
@@ -201,7 +204,7 @@ def test_every_option_is_tried() -> None:
 
 @pytest.mark.parametrize("name", MODEL_DIMENSIONS)
 def test_a_model_option_is_searched_by_adding_it(name: str) -> None:
-    settings, kept = draws([f"hpo.search_space.{name}={MODEL_DIMENSIONS[name]}"], n=12)
+    settings, kept = draws([f"hpo.search_space.{name}={MODEL_DIMENSIONS[name]}", *NEEDED.get(name, [])], n=12)
     acting = [getattr(h, name) for h in settings]
     assert acting == [params[name] for params in kept] and len(set(acting)) > 1
 
