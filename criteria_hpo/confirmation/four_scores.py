@@ -95,5 +95,6 @@ def bias_sentence(table: pd.DataFrame, metric: str, n_candidates: int, n_looks: 
         if n_candidates > 1
         else ("the search's is the highest of many")
     )
-    short = "" if "corrected" in winner else " There is no corrected score: the search holds too little for one."
+    corrected = "corrected" in winner or "corrected" in best
+    short = "" if corrected else " There is no corrected score: the search holds too little for one."
     return f"{metric} of the winner: {shown}{promised}; {verdict} ({rest}).{short}"
