@@ -65,7 +65,9 @@ def problem(command: str) -> str | None:
     """What is wrong with a command of the table; None if it can be run."""
     words = shlex.split(command)
     if missing := [
-        word for word in words if re.search(r"\.(py|ipynb|yaml)$", word) and word[0] != "/" and not (ROOT / word).is_file()
+        name
+        for name in (word.rpartition("=")[2] for word in words)
+        if re.search(r"\.(py|ipynb|yaml)$", name) and name[0] != "/" and not (ROOT / name).is_file()
     ]:
         return f"no file {missing[0]}"
     if words[0] == "make":
@@ -147,6 +149,17 @@ def test_the_headline() -> None:
     found = {"trials": len(table), "complete": len(complete), "folds": table.folds.sum(), "hours": table.seconds.sum() / 3600}
     within = table.reason.str.contains("report", na=False).sum()
     check("the_headline", found | {"pruned within a fold": within, "best": complete.max(), "default": complete[0]})
+
+
+def test_four_scores_of_the_headline() -> None:
+    folder = ROOT / "studies" / "gallery" / "headline" / "evaluation"
+    four = pd.read_csv(folder / "four_scores.csv").set_index(["model", "score"]).estimate
+    gain = pd.read_csv(folder / "differences.csv").query("model == 'default setting' and metric == 'average_precision'")
+    named = {"best in the search": ("best of the search", "search"), "best corrected": ("best of the search", "corrected")}
+    named |= {f"winner {kind}": ("winner", kind) for kind in ("confirmed", "test")}
+    named |= {f"default {kind}": ("default setting", kind) for kind in ("confirmed", "test")}
+    found = {name: four[key] for name, key in named.items()}
+    check("four_scores_of_the_headline", found | {"gain": gain.difference.item(), "gain at most": gain.high.item()})
 
 
 def test_pruning_saved_and_lost() -> None:
