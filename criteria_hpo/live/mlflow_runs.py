@@ -109,7 +109,8 @@ def experiment_of(client: Any, artefacts: str | None) -> str:
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
     "Return all runs of the experiment whose tag has this value."
-    found, token = [], None
+    found: list[Any] = []
+    token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=token)
         found, token = [*found, *page], page.token
