@@ -134,14 +134,11 @@ def post_noise(cfg: Config, ledger: Ledger, setup: TrainingSetup, pairs: pd.Data
         return None
     labels, groups = pairs.label.to_numpy(), np.unique(pairs.group_id, return_inverse=True)[1]
     folds = {rows_hash(pairs, fold.valid): fold.valid for fold in setup.folds}
-    return PostNoise(
-        cfg.hpo.metric,
-        labels,
-        groups,
-        folds,
-        lambda slot: {f.pairs: f.logits for f in fold_logits(ledger, slot).values()},
-        criteria=setup.criteria,
-    )
+
+    def logits(slot: int) -> dict[str, np.ndarray]:
+        return {fold.pairs: fold.logits for fold in fold_logits(ledger, slot).values()}
+
+    return PostNoise(cfg.hpo.metric, labels, groups, folds, logits, criteria=setup.criteria)
 
 # %% ../../nbs/execution/70_study.ipynb #47063ec4
 def run_trials(
