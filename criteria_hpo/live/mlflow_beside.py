@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def send_process() -> None:
     with suppress(OSError):
         os.nice(19)
     try:
-        send_task(json.loads(sys.stdin.read()))
+        with redirect_stdout(sys.stderr):  # only a reason is printed
+            send_task(json.loads(sys.stdin.read()))
     except StudyError as err:
         print(err)
 

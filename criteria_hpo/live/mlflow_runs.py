@@ -29,6 +29,7 @@ from ..storage.ledger_tables import LedgerReader
 # %% ../../nbs/live/75_mlflow_runs.ipynb #b91b6696
 HABITS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
