@@ -20,7 +20,7 @@ from .load import load_config
 from .other_commands import OtherCommands
 from .overrides import reject_password, safe_url
 from .paths import checkout
-from .schema import Config
+from .schema import Config, may_chunk
 from ..core.errors import ConfigError, StudyError, did_you_mean, looked_in
 from ..core.files import import_nbformat
 from ..core.processes import LAUNCHED
@@ -75,6 +75,8 @@ def config_text(cfg: Config) -> str:
     values = cfg.model_dump(mode="json", exclude=off, exclude_none=True)
     if cfg.model.adapter.type == "none" and "adapter" not in cfg.hpo.search_space:
         values["model"].pop("adapter")
+    if not may_chunk(cfg.model, cfg.hpo):
+        values["model"].pop("chunks")
     return yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=120)
 
 # %% ../../nbs/config/60_parameters.ipynb #5d524c12
