@@ -304,7 +304,7 @@ def broken_forward(monkeypatch, change):
 def test_a_study_keeps_the_size_that_fits(tmp_path, monkeypatch):
     """The trial is complete, the study is the one that was begun at the smaller size, and a resumed run finds it."""
     with monkeypatch.context() as smaller:
-        smaller.setattr("criteria_hpo.training.setup.physical_batch_sizes", lambda *question: (8, 32))
+        smaller.setattr("criteria_hpo.training.setup.physical_batch_sizes", lambda *question, **most: (8, 32))
         begun_smaller = run_hpo(small_study(tmp_path, "smaller"))
     with monkeypatch.context() as broken:
         broken_forward(broken, out_of_memory_at(1))
