@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of several hands its tables over."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["told"] = session.config.stash.get(TOLD, {})
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of PyTorch: the matrices are too small for more, and a sum then has the same order in each process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(optionalhook=True)

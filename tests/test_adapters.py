@@ -34,13 +34,7 @@ pytest.importorskip("peft", reason="needs the extra lora")
 LORA = AdapterConfig(type="lora", r=8, dropout=0.1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The matrices are too small for more, and a sum then has the same order in each process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

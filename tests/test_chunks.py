@@ -35,13 +35,7 @@ POOLS = ("max", "logsumexp")
 LENGTH, ROOM = 24, 16  # of a row, and of the post in it
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The matrices are too small for more, and a sum then has the same order each time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

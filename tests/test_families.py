@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import torch
 
 from criteria_hpo.core.assets import fetch_asset
 from criteria_hpo.core.errors import ModelError
@@ -18,12 +17,7 @@ PROMISED = {"bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_promised_families_are_in_the_table():
