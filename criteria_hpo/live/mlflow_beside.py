@@ -19,7 +19,7 @@ from typing import Any
 
 import optuna
 
-from ..config.paths import storage_url, study_dir
+from ..config.paths import sqlite_url, storage_url, study_dir
 from ..config.schema import Config
 from ..core.errors import StudyError, logger
 from .mlflow_runs import Sent, check_mlflow, send_study
@@ -29,7 +29,7 @@ from ..storage.database import open_storage
 def mlflow_task(cfg: Config) -> dict[str, Any]:
     "Return what is sent and where, as JSON values: url, study, uri, artefacts, files."
     folder = study_dir(cfg).absolute()
-    uri = cfg.tracking.uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
+    uri = cfg.tracking.uri or sqlite_url(folder.parent / "mlflow.db")
     files = [str(folder / name) for name in ("report.html", "plots")]
     artefacts = (folder.parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
     return {"url": storage_url(cfg), "study": cfg.hpo.study_name, "uri": uri, "artefacts": artefacts, "files": files}

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.formatting import counted
 from .optuna_access import storage_of
 
 # %% ../../nbs/search/60_objectives.ipynb #5ec7176d
@@ -134,5 +135,4 @@ def front_line(study: optuna.Study) -> str:
     "Return the front in one line; empty without one."
     trials = front(study)
     ends = [f"{trial.values[0]:.4f} at {trial.values[1]:.3g}" for trial in (trials[:1] + trials[1:][-1:])]
-    n = f"{len(trials):,} setting{'s' * (len(trials) != 1)}"
-    return f"Pareto front: {n}, {' to '.join(ends)} {SECONDS}." if trials else ""
+    return f"Pareto front: {counted(len(trials), 'setting')}, {' to '.join(ends)} {SECONDS}." if trials else ""
