@@ -4,7 +4,7 @@
 STUDY_TAKES   := STUDY DATA DATA_PATH MODEL N_TRIALS PRESET OVERRIDES PARAMS
 DEBERTA_TAKES := N_TRIALS MODEL_NAME OVERRIDES
 TARGETS       := help venv assets demo hpo evaluate result compare hpo_deberta_base_aug hpo_deberta_base_noaug hpo_deberta_nli_aug \
-	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status dashboard lab benchmark lint format test \
+	hpo_deberta_nli_noaug hpo_deberta_base_nli_aug hpo_deberta_base_nli_noaug hpo_status dashboard lab benchmark lint format extras test \
 	test-slow test-cuda readme export clean-outputs
 $(foreach t,$(TARGETS),$(eval TAKES.$t :=$(if $(findstring deberta,$t),$(DEBERTA_TAKES))))
 TAKES.hpo        := $(STUDY_TAKES)
@@ -159,6 +159,10 @@ benchmark: assets ## measure the speed beside other libraries, on an idle machin
 
 ##@ Developing
 venv: $(STAMP) ## create .venv and install all dependencies, pinned [PYTHON= TORCH_INDEX=]
+
+extras: venv ## install every optional extra, pinned: Ray, Slurm, LoRA, ONNX, MLflow, the dashboard, the libraries to compare with
+	@echo "Installing the optional extras (a minute or two)"
+	@$(PIP) --no-build-isolation -e ".[dev,all]"
 
 test: assets lint ## run everything that CI runs: lint, clean and exported, style, notebooks, README, pytest
 	@$(PY) tools/check_clean.py

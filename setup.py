@@ -9,7 +9,7 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).resolve().parent
 PYTHONS = ["3.11", "3.12", "3.13"]
-EXTRAS = ("dev", "bench", "dashboard", "ray", "slurm", "lora", "onnx", "mlflow")
+OPTIONAL = ("bench", "dashboard", "ray", "slurm", "lora", "onnx", "mlflow")  # what a setting or a command may want
 STATUSES = {
     "1": "1 - Planning",
     "2": "2 - Pre-Alpha",
@@ -26,6 +26,9 @@ min_python = cfg["min_python"]
 if min_python not in PYTHONS:
     sys.exit(f"settings.ini: min_python = {min_python} is not in setup.py's list of Python versions {PYTHONS}")
 pythons = PYTHONS[PYTHONS.index(min_python) :]
+
+extras = {extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", *OPTIONAL)}
+extras["all"] = sorted({requirement for extra in OPTIONAL for requirement in extras[extra]})
 
 readme = HERE / "README.md"
 lib = cfg["lib_path"]
@@ -54,7 +57,7 @@ setup(
     include_package_data=True,
     python_requires=f">={min_python}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
+    extras_require=extras,
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{lib}={lib}._modidx:d"],

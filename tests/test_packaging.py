@@ -29,6 +29,27 @@ def test_wheel_has_script_and_licence(wheel: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
+def optional_extras(config: ConfigParser) -> list[str]:
+    """The extras of settings.ini but for the tools of development."""
+    found = [key.removesuffix("_requirements") for key in config["DEFAULT"] if key.endswith("_requirements")]
+    return sorted(set(found) - {"dev"})
+
+
+def test_wheel_offers_every_extra_and_all_of_them_together(root: Path, wheel: Path) -> None:
+    """A message asks for `criteria_hpo[lora]`; pip only warns about an extra that it does not know."""
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(root / "settings.ini", encoding="utf-8")
+    offered = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
+    assert offered == {"dev", "all", *optional_extras(config)} and len(offered) == 9
+    together = re.findall(r"^Requires-Dist: (\S+).*extra == ['\"]all['\"]", metadata, re.MULTILINE)
+    wanted = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in optional_extras(config))
+    assert {normalised(item) for item in together} == {normalised(item) for item in wanted.split()}
+    source = "".join(path.read_text(encoding="utf-8") for path in root.glob("criteria_hpo/**/*.py"))
+    assert {"lora", "onnx", "mlflow"} <= set(re.findall(r"criteria_hpo\[(\w+)\]", source)) <= offered
+
+
 def normalised(requirement: str) -> str:
     """The project's name in a requirement, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
@@ -64,8 +85,7 @@ def test_requirements_name_what_the_package_imports(root: Path) -> None:
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(root / "settings.ini", encoding="utf-8")
     required = {normalised(requirement) for requirement in config["DEFAULT"]["requirements"].split()}
-    names = ("bench", "dashboard", "ray", "slurm", "lora", "onnx", "mlflow")
-    extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in names)
+    extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in optional_extras(config))
     optional = {normalised(requirement) for requirement in extras.split()} | {"mlflow"}  # which mlflow-skinny provides
     owners = {name: {normalised(owner) for owner in found} for name, found in packages_distributions().items()}
     needed = {name for name in imported(root) if normalised(name) not in optional}
