@@ -334,7 +334,16 @@ def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
         panels.locator(".modebar-btn").first.wait_for(state="attached", timeout=60_000)
         tab.wait_for_function("chart_slice._fullLayout.xaxis2.domain[1] === 1")
         assert tab.evaluate("chart_slice._fullLayout.yaxis2.domain[1] < chart_slice._fullLayout.yaxis.domain[0]")
+        assert (
+            tab.evaluate("chart_slice._fullLayout[`yaxis${chart_slice.dataset.panels}`].domain[0]") == 0
+        )  # no empty panel below
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        names = tab.locator("#chart_importances")
+        names.scroll_into_view_if_needed()
+        names.locator(".ytick").first.wait_for(state="attached", timeout=60_000)
+        boxes = [tick.bounding_box() for tick in names.locator(".ytick text").all()]
+        lines = sorted((box["y"], box["y"] + box["height"]) for box in boxes)
+        assert len(lines) > 3 and all(low <= below + 1 for (_, low), (below, _) in pairwise(lines))  # no name over another
         tab.set_viewport_size({"width": 688, "height": 900})  # A4 without its margins
         tab.emulate_media(media="print")
         tab.evaluate("dispatchEvent(new Event('beforeprint'))")

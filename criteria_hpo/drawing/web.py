@@ -59,9 +59,10 @@ def _line(mark: Line) -> Scatter:
 def _bars(mark: Bars) -> Bar:
     "Return bars as a trace."
     way, along = ("v", "y") if mark.upright else ("h", "x")
-    look = {"marker_color": LIGHT[mark.colour], "width": mark.size, "text": list(mark.labels) or None, "textposition": "outside"}
+    words = {"text": list(mark.labels) or None, "textposition": "outside", "constraintext": "none", "textangle": 0}
+    look = {"marker_color": LIGHT[mark.colour], "width": mark.size, "cliponaxis": False}
     reach = {f"error_{along}": _interval(mark.reach, LIGHT["text"])}
-    return Bar(x=mark.x, y=mark.y, base=mark.start, orientation=way, cliponaxis=False, textangle=0, **look, **reach)
+    return Bar(x=mark.x, y=mark.y, base=mark.start, orientation=way, **words, **look, **reach)
 
 # %% ../../nbs/drawing/30_web.ipynb #e78b6ac2
 def _cells(mark: Cells) -> Heatmap:
@@ -79,6 +80,7 @@ def _texts(mark: Texts) -> Scatter:
         mode="text",
         text=list(mark.labels),
         textfont={"color": LIGHT[mark.colour], "size": 11},
+        cliponaxis=False,
         hoverinfo="skip",
     )
 
@@ -206,16 +208,20 @@ function size(node, paper) {
   node.style.height = `${slim.matches && !paper ? stacked : node.dataset.height}px`;
 }
 function stack(node, made) {
-  const layout = made.layout, axes = Object.keys(layout).filter((key) => /^xaxis\\d*$/.test(key)), rows = axes.length;
-  const gap = 80 / (rows * each(node));
+  const layout = made.layout, axes = Object.keys(layout).filter((key) => /^xaxis\\d*$/.test(key)).slice(0, node.dataset.panels);
+  const rows = axes.length, gap = 80 / (rows * each(node));
   made.data.forEach((trace) => { if (trace.name) trace.name = short(trace.name); });
-  let score = "", names = null;
+  let score = "", names = null, tall = 0;
   axes.forEach((key, number) => {
     const y = layout[key.replace("x", "y")], low = rows - 1 - number;
     Object.assign(y, {domain: [low / rows + (low ? gap : 0), (low + 1) / rows]});
     if (y.ticktext) {  // names of rows, which the panels beside the first may leave out
       names = y.ticktext.some((text) => text) ? y.ticktext.map(short) : names;
       y.ticktext = names;
+      const lines = Math.max(...names.map((text) => text.split("<br>").length));
+      tall = Math.max(tall, 18 * lines * names.length + 100 + 40 * node.dataset.named);
+      const own = (trace) => trace.mode === "text" && (trace.yaxis || "y") === key.replace("xaxis", "y");
+      made.data.filter(own).forEach((trace) => { trace.textposition = "middle right"; });  // centred, they lie on the intervals
     } else {
       score = (y.title && y.title.text) || score;
       y.title = {text: score};
@@ -223,10 +229,11 @@ function stack(node, made) {
     layout[key].domain = [0, 1];
     const notes = (layout.annotations || []).filter((note) => note.name === String(number));
     notes.forEach((note) => Object.assign(note, {x: 0.5, y: y.domain[1], text: title(note.text)}));
-    if (layout[key].title && layout[key].title.text) layout[key].title.text = plain(layout[key].title.text);
+    if (layout[key].title && layout[key].title.text) layout[key].title.text = title(layout[key].title.text);
     const columns = (layout[key].ticktext || []).length;
     if (columns > 8 && layout[key].type !== "log") node.style.minWidth = `${64 * columns}px`;
   });
+  node.style.height = `${Math.max(parseFloat(node.style.height), rows * tall)}px`;  // names in several lines need their room
 }
 function draw(node, dark, paper) {
   let text = document.querySelector(`script[data-chart="${node.id}"]`).textContent;
