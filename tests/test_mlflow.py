@@ -19,6 +19,7 @@ from criteria_hpo.data.study_data import load_data
 from criteria_hpo.live.mlflow_beside import send_beside
 from criteria_hpo.live.mlflow_runs import EXPERIMENT, client_of, fold_scores, send_study
 from criteria_hpo.results.stored import stored_study
+from criteria_hpo.search.objectives import make_study
 from criteria_hpo.search.optuna_access import trial_id
 from criteria_hpo.storage.database import open_storage
 from criteria_hpo.storage.ledger import Ledger
@@ -123,6 +124,20 @@ def test_a_sending_that_was_killed_goes_on(small, tmp_path, monkeypatch):
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         rows = db.execute("select value from metrics where key = 'score' order by value").fetchall()
     assert np.allclose(rows, [[0.5], [0.6]]) and [run.info.status for run in sent(uri)[1]] == ["FINISHED", "FINISHED"]
+
+
+def test_two_objectives_and_their_front(tmp_path):
+    """Quality against seconds: `trial.value` and `study.best_trial` raise in such a study."""
+    url, uri = f"sqlite:///{tmp_path / 'study.db'}", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    study = make_study(open_storage(url), "both", "f1", "seconds")
+    Ledger(url, "both").engine.dispose()
+    for values in ([0.5, 1.0], [0.6, 2.0], [0.4, 3.0]):
+        study.add_trial(optuna.trial.create_trial(values=values, params={}, distributions={}))
+    assert send_study(study, url, uri, str(tmp_path / "files"), []).changed == 3
+    (parent,), children, _ = sent(uri)
+    assert [run.data.metrics["seconds_per_1000_pairs"] for run in children] == [1.0, 2.0, 3.0]
+    assert parent.data.metrics["best_score"] == 0.6 and parent.data.tags["criteria_hpo.best_trial"] == "1"
+    assert parent.data.tags["criteria_hpo.pareto_front"] == "1 0"
 
 
 def test_a_server_that_is_away_is_one_line_and_soon(small, monkeypatch, tell):
