@@ -10,6 +10,7 @@ import torch
 
 from criteria_hpo import cli
 from criteria_hpo.config.load import load_config
+from criteria_hpo.config.model_settings import ChunksConfig
 from criteria_hpo.evaluation.calibration import Calibration
 from criteria_hpo.evaluation.thresholds import Thresholds
 from criteria_hpo.inputs.tables import read_table
@@ -73,6 +74,20 @@ def test_a_model_with_its_own_pooling_answers_the_same(heads, tmp_path, capsys, 
     made = json.loads((model / "onnx" / "onnx.json").read_text())
     assert made["difference"] < 1e-4 and set(made["weights"]) == {"config.json", "model.safetensors"}
     assert not list(model.rglob(".onnx-*"))
+
+
+@pytest.mark.parametrize("pool", ["max", pytest.param("logsumexp", marks=pytest.mark.slow)])
+def test_a_model_that_reads_chunks_answers_the_same(pool, tmp_path):
+    """The graph scores a chunk, and the pool makes one score of a post's chunks on either side."""
+    facts, classifier = ModelFacts(CRITERIA, RULE, 48, chunks=ChunksConfig(pool=pool, stride=8, limit=4)), BERTClassifier(ENCODER)
+    model = write_model(tmp_path / "model", seeds(classifier, [1]), load_tokenizer(ENCODER, 48), facts)
+    exported = write_onnx(model, int8=True)
+    own, found, rough = (answers(model, tmp_path, backend) for backend in ("torch", "onnx", "onnx_int8"))
+    cut = answers(write(tmp_path / "cut", seeds(classifier, [1])), tmp_path / "cut", "torch")
+    assert exported.difference < 1e-4 and np.abs(own.probability - found.probability).max() < 1e-6
+    assert 0 < np.abs(own.probability - rough.probability).max() < 0.1
+    gap = np.abs(own.probability - cut.probability)
+    assert gap[own.post_id != "p1"].max() < 1e-6 and gap[own.post_id == "p1"].max() > 1e-4  # only one post is long
 
 
 @pytest.mark.slow

@@ -133,6 +133,16 @@ def test_a_restored_study_has_the_same_values_and_goes_on(place: Path, study: op
     assert len(again.trials) == 7
 
 
+@pytest.mark.slow
+def test_two_workers_share_it(place: Path) -> None:
+    """The ledger counts slots, not values: exactly the trials that were asked for, each with both."""
+    run("n_trials=8", "workers=2", "hpo.study_name=shared", f"studies_dir={place}", *SMALL, *TWO)
+    cfg = config_of(place, "shared")
+    whole, slots = whole_study(stored_study(cfg)), Ledger(storage_url(cfg), "shared").slots()
+    assert len(whole.trials) == len(slots) == 8 and {len(trial.values) for trial in whole.trials} == {2}
+    assert len({trial.user_attrs["slot"] for trial in whole.trials}) == 8 and front(stored_study(cfg))
+
+
 def test_objectives_cannot_change_within_a_study(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["n_trials=8", "hpo.study_name=front", f"studies_dir={place}", *SMALL, "hpo.pruner.type=none", *DEPTH]
     assert cli.main(words) != 0
