@@ -162,6 +162,14 @@ def test_four_scores_of_the_headline() -> None:
     check("four_scores_of_the_headline", found | {"gain": gain.difference.item(), "gain at most": gain.high.item()})
 
 
+def test_first_500_trials() -> None:
+    folder = ROOT / "studies" / "gallery" / "first500"
+    scores = pd.read_csv(folder / "scores.csv").set_index(["study", "score"]).estimate["headline_first500"]
+    paired = pd.read_csv(folder / "paired.csv").iloc[0]
+    found = {"best in the search": scores["search"], "winner confirmed": scores["confirmed"], "winner test": scores["test"]}
+    check("first_500_trials", found | {"difference": paired.difference, "p": paired.p})
+
+
 def test_pruning_saved_and_lost() -> None:
     from criteria_hpo.pruner_lab.candidates import DEFAULT, RACING
     from criteria_hpo.pruner_lab.compare import compare, with_intervals
