@@ -331,7 +331,7 @@ def test_a_browser_draws_it_light_and_dark(report: Path) -> None:
         tab.set_viewport_size({"width": 360, "height": 700})  # a telephone: the panels stand below each other
         panels = tab.locator("#chart_slice")
         panels.scroll_into_view_if_needed()
-        panels.locator(".modebar-btn").first.wait_for(state="attached", timeout=60_000)
+        panels.locator(".main-svg").first.wait_for(state="attached", timeout=60_000)
         tab.wait_for_function("chart_slice._fullLayout.xaxis2.domain[1] === 1")
         assert tab.evaluate("chart_slice._fullLayout.yaxis2.domain[1] < chart_slice._fullLayout.yaxis.domain[0]")
         assert (

@@ -247,7 +247,7 @@ function draw(node, dark, paper) {
     (made.layout.annotations || []).forEach((note) => { note.font.size = 10; });
   }
   else if (slim.matches) stack(node, made);
-  return Plotly.react(node, made.data, made.layout, CONFIG);
+  return Plotly.react(node, made.data, made.layout, slim.matches ? {...CONFIG, displayModeBar: false} : CONFIG);
 }
 const charts = [...document.querySelectorAll(".chart")];
 const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
