@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CELLS', 'PASTED', 'NOTEBOOK_COLUMNS', 'format_value', 'three_places', 'in_words', 'readable', 'as_overrides',
-           'counted', 'in_columns', 'show']
+           'counted', 'format_seconds', 'in_columns', 'show']
 
 # %% ../../nbs/core/70_formatting.ipynb #444b857e
 import math
@@ -88,6 +88,17 @@ def as_overrides(params: Mapping[str, Any]) -> str:
 def counted(number: float, one: str, several: str | None = None) -> str:
     "A whole number, with commas, and what it counts: `one` for 1, else `several`, which is `one` with an s if it is left out."
     return f"{number:,.0f} {one if number == 1 else several or f'{one}s'}"
+
+# %% ../../nbs/core/70_formatting.ipynb #58ab6037
+def format_seconds(seconds: float) -> str:
+    "Return a duration in its two largest units: `2 d 3 h`, `1 h 12 min`, `4 min 5 s`, `7 s`."
+    left = round(seconds)
+    parts: list[str] = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {name}" if count else "")
+    return " ".join(part for part in parts[:2] if part) or "0 s"
 
 # %% ../../nbs/core/70_formatting.ipynb #1330557d
 PASTED = re.compile(r"\s*\S+=\S|.*criteria-hpo command=")

@@ -209,7 +209,7 @@ function size(node, paper) {
 }
 function stack(node, made) {
   const layout = made.layout, axes = Object.keys(layout).filter((key) => /^xaxis\\d*$/.test(key)).slice(0, node.dataset.panels);
-  const rows = axes.length, gap = 80 / (rows * each(node));
+  const rows = axes.length, titled = (layout.annotations || []).length > 0, gap = (titled ? 110 : 80) / (rows * each(node));
   made.data.forEach((trace) => { if (trace.name) trace.name = short(trace.name); });
   let score = "", names = null, tall = 0;
   axes.forEach((key, number) => {

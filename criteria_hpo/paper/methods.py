@@ -14,10 +14,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from ..core.formatting import counted, format_value, in_words
+from ..core.formatting import counted, format_seconds, format_value, in_words
 from ..evaluation.permutation import permutation_test
 from .facts import Facts
-from ..results.report import format_seconds
 from ..search.dimensions import range_of
 
 # %% ../../nbs/paper/40_methods.ipynb #69b37634

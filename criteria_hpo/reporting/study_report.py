@@ -18,7 +18,7 @@ from ..config.schema import Config
 from ..core.errors import StudyError
 from ..core.figures import embedded_library
 from ..core.files import read_object, write_atomic
-from ..core.formatting import in_words
+from ..core.formatting import format_seconds, in_words
 from ..drawing.charts import Chart
 from ..drawing.web import document, figure_html
 from ..plotting.plot_data import complete_trials, metric_name
@@ -29,7 +29,7 @@ from .tables import asked_table, evaluation_charts, evaluation_tables, space_tab
 from ..results.corrected import SELECTION, known_correction
 from ..results.costs import costs_by_reason, costs_summary
 from ..results.looks import stored_verdict
-from ..results.report import best_overrides, best_table, format_seconds, pruning_savings, study_summary
+from ..results.report import best_overrides, best_table, pruning_savings, study_summary
 from ..results.stored import folds_of_trials
 from ..results.wall_time import seconds_passed
 from ..search.objectives import front_table

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..config.paths import storage_url
 from ..config.schema import Config
+from ..core.formatting import format_seconds
 from ..pruning.savings import folds_unpruned, stopped_by_pruner
-from .report import format_seconds
 from ..search.optuna_access import trial_id
 from ..storage.ledger import Ledger
 from ..storage.ledger_tables import FoldRow

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINISHED', 'LEAST_TRIALS', 'BIASED', 'folds_trained', 'trials_table', 'folds_of_study', 'states_table',
-           'pruning_savings', 'best_trial', 'best_table', 'best_overrides', 'format_seconds', 'forecast_line',
-           'study_summary', 'variants_summary']
+           'pruning_savings', 'best_trial', 'best_table', 'best_overrides', 'forecast_line', 'study_summary',
+           'variants_summary']
 
 # %% ../../nbs/results/50_report.ipynb #69b40657
 from collections import Counter
@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.formatting import as_overrides, counted
+from ..core.formatting import as_overrides, counted, format_seconds
 from ..plotting.plot_data import score_title
 from ..pruning.savings import folds_unpruned, saved_share
 from .learning import learning_remark
@@ -120,17 +120,6 @@ def best_overrides(study: optuna.Study) -> str:
     best, trials = best_trial(study), study.get_trials(deepcopy=False)
     names = dict.fromkeys(name for trial in trials for name in trial.params)
     return as_overrides({name: best.params.get(name) for name in names}) if best else ""
-
-# %% ../../nbs/results/50_report.ipynb #58ab6037
-def format_seconds(seconds: float) -> str:
-    "Return a duration in its two largest units: `2 d 3 h`, `1 h 12 min`, `4 min 5 s`, `7 s`."
-    left = round(seconds)
-    parts: list[str] = []
-    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or parts:
-            parts.append(f"{count} {name}" if count else "")
-    return " ".join(part for part in parts[:2] if part) or "0 s"
 
 # %% ../../nbs/results/50_report.ipynb #58f54573
 def _trials_line(study: optuna.Study) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.formatting import format_seconds
+
 # %% ../../nbs/search/50_time_left.ipynb #16988bf0
 @dataclass(frozen=True)
 class Spent:
@@ -151,8 +153,8 @@ def replay(trials: Sequence[Spent], n_folds: int, shares: Sequence[float] = (0.2
 def replay_line(forecasts: Sequence[Forecast]) -> str:
     "Return one line on the error of the estimates; empty without any."
     parts = [
-        f"at {f.share:.0%} of the trials {f.left.middle:,.0f} s ({f.left.low:,.0f} to {f.left.high:,.0f}), "
-        f"actual: {f.actual:,.0f} s ({f.left.middle / f.actual - 1:+.0%})"
+        f"after {f.share:.0%} of the trials {format_seconds(f.left.middle)} "
+        f"({format_seconds(f.left.low)} to {format_seconds(f.left.high)}), where {format_seconds(f.actual)} came"
         for f in forecasts
     ]
-    return f"Time left, summed over processes, as predicted {'; '.join(parts)}" if parts else ""
+    return f"How good was the time left that was shown? Summed over processes, {'; '.join(parts)}." if parts else ""
