@@ -141,6 +141,11 @@ class Chart:
     note: str = ""
 
     @property
+    def words(self) -> str:
+        "What it shows and how to read it, where it stands alone."
+        return f"{self.alt} {self.note}".strip()
+
+    @property
     def rows(self) -> int:
         "The number of rows of panels."
         return math.ceil(len(self.panels) / self.columns)

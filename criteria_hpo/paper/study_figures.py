@@ -53,7 +53,7 @@ def write_figures(facts: Facts, study: optuna.Study, folder: Path) -> list[str]:
     for name, chart in chain(of_search(study), of_evaluation(facts)):
         for ending, content in picture_files(chart, titled=False, width=PAGE).items():
             write_changed(folder / f"{name}.{ending}", content)
-        write_changed(folder / f"{name}.txt", f"{chart.alt}\n")
+        write_changed(folder / f"{name}.txt", f"{chart.words}\n")
         drawn.append(name)
     for name in FIGURES.keys() - set(drawn):
         for ending in ("png", "svg", "pdf", "txt"):

@@ -84,7 +84,7 @@ def chart_files(chart: Chart, name: str) -> dict[str, bytes]:
     return {
         f"{name}.html": chart_page(chart, name).encode(),
         f"{name}.png": chart_png(chart),
-        f"{name}.txt": f"{chart.alt}\n".encode(),
+        f"{name}.txt": f"{chart.words}\n".encode(),
     }
 
 
