@@ -126,4 +126,4 @@ def save_chart(chart: Chart, folder: str | Path, name: str) -> Image:
         files = chart_files(chart, name)
         for file, content in files.items():
             write_atomic(Path(folder) / file, content)
-    return Image(files[f"{name}.png"], alt=chart.alt)
+    return Image(files[f"{name}.png"], alt=chart.words)
