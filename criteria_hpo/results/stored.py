@@ -17,6 +17,7 @@ from ..config.paths import make_study_dir, storage_url, study_dir
 from ..config.schema import NAME_BYTES, Config
 from ..core.errors import ConfigError, StudyError, did_you_mean
 from ..core.formatting import counted, readable
+from ..plotting.plot_data import score_title
 from ..plotting.plots import Drawn, save_plots
 from .costs import costs_by_reason, costs_summary, readable_costs
 from .learning import learning_remark
@@ -142,7 +143,7 @@ def status_line(cfg: Config) -> str:
     if is_starting(cfg):
         return "starting, no trial has begun yet; if no process of this study is running, run the same command again"
     progress, n_folds = _stored_progress(cfg, study := stored_study(cfg))
-    line = describe(progress, n_folds) + _evaluation_state(cfg, study)
+    line = describe(progress, n_folds, score_title(study)) + _evaluation_state(cfg, study)
     return "; ".join(filter(None, [line, front_line(study).removesuffix(".")]))
 
 # %% ../../nbs/results/70_stored.ipynb #c2c55328

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..config.schema import Config
 from ..core.bars import make_bar
 from ..core.errors import StudyError, logger
-from ..core.formatting import counted
+from ..core.formatting import counted, in_words
 from ..core.processes import Owner, is_dead, this_process
 from ..search.time_left import WINDOW, Spent, TimeLeft, left_text, time_left, unpruned_slots
 from .leases import Lease
@@ -170,7 +170,7 @@ def read_progress(ledger: LedgerReader, n_trials: int, n_folds: int, startup: in
     return ProgressReader(ledger, n_trials, n_folds, startup).read()
 
 # %% ../../nbs/storage/80_progress.ipynb #7cb716cc
-def describe(progress: Progress, n_folds: int) -> str:
+def describe(progress: Progress, n_folds: int, score: str = "") -> str:
     "Return the text beside the bar: trial and fold, or the number of running trials, the best value so far, the time left."
     trial = "" if progress.trial is None else f"trial {progress.trial + 1}/{progress.n_trials}, fold {progress.fold}/{n_folds}, "
     if progress.running > 1:
@@ -180,7 +180,9 @@ def describe(progress: Progress, n_folds: int) -> str:
     if progress.interrupted and not progress.running:
         trial = f"{counted(progress.interrupted, 'interrupted trial')} will go on when the study does, "
     left = left_text(progress.left) if progress.finished < progress.n_trials else ""
-    return f"{trial}{progress.finished} of {progress.n_trials} done, best {best}{', ' * bool(left)}{left}"
+    return (
+        f"{trial}{progress.finished} of {progress.n_trials} done, best {score}{' ' * bool(score)}{best}{', ' * bool(left)}{left}"
+    )
 
 # %% ../../nbs/storage/80_progress.ipynb #a5380f76
 def progress_now(reader: ProgressReader) -> Progress | None:
@@ -197,7 +199,7 @@ def log_progress(cfg: Config, ledger: LedgerReader) -> Callable[[Lease], None]:
     def log(lease: Lease) -> None:
         if (lease.slot + 1) % max(cfg.n_trials // 10, 1) == 0:
             with suppress(StudyError), without_retries():
-                logger.info("Progress: %s", describe(reader.read(), cfg.folds_per_trial))
+                logger.info("Progress: %s", describe(reader.read(), cfg.folds_per_trial, in_words(cfg.hpo.metric)))
 
     return log
 
