@@ -22,7 +22,7 @@ EARLY = WaitingKernel(LIBRARIES) if __name__ == "__main__" and "__file__" in glo
 
 # %% ../nbs/50_notebooks.ipynb #4ea1a8a3
 from .config.parameters import config_from_parameters, read_parameters, split_overrides, template_parameters
-from .config.paths import make_study_dir, studies_root
+from .config.paths import make_study_dir, studies_root, study_dir
 from .core import errors
 from .core.errors import StudyError, guarded
 from .core.files import import_nbformat, write_atomic
@@ -167,16 +167,21 @@ def run_study_notebook(study: str, params_file: str | None, assignments: Sequenc
     known = template_parameters(source)
     given = read_parameters(known, params_file, assignments) | {"study": study}
     cfg = config_from_parameters(**{**known, **given})
-    load_data(cfg)
+    data = load_data(cfg)
+    if (output := study_dir(cfg) / source.name).parent.is_dir():
+        from criteria_hpo.execution.identity import check_begun  # imports torch
+
+        check_begun(cfg, data)
     if cfg.augmentation.enable:
         from criteria_hpo.execution.study import make_variants_in_subprocess  # imports torch
 
         make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
-    output, what = make_study_dir(cfg) / source.name, "Study"
+    what = "Study"
     if source.name == "evaluate.ipynb":
         from criteria_hpo.confirmation.runs import expected_confirmation  # imports torch
 
         cfg, what = expected_confirmation(cfg), "Confirmation"
+    make_study_dir(cfg)
     runs = f"{cfg.n_trials} trials" if what == "Study" else f"{cfg.n_trials} trainings (settings by seeds)"
     print(f"{what} of {study}: {runs} of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
     with watching(watched_search(cfg, what), every=2.0):

@@ -78,10 +78,16 @@ def test_second_run_adds_no_trial(studies):
     assert (len(ledger.slots()), len(ledger.folds())) == before == (2, before[1])
 
 
-def test_a_changed_study_is_one_line(studies, capfd):
+def test_a_changed_study_is_one_line_and_nothing_is_written(studies, capfd):
     arguments = json.loads((studies / "arguments.json").read_text())
-    assert notebooks.main([*arguments, "seed=7"]) == 2
-    assert "seed: 42 -> 7" in capfd.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in (studies / "smoke").rglob("*") if "study.db" not in path.name}
+    load_corpus("demo").drop(columns="evidence").head(400).to_csv(studies / "other.csv", index=False)
+    other = ["data=pairs", f"data_path={studies / 'other.csv'}"]
+    for words, reason in ((["seed=7"], "seed: 42 -> 7"), (other, "holds trials on other data (data.name: demo -> pairs")):
+        assert notebooks.main([*arguments, *words]) == 2
+        err = capfd.readouterr().err
+        assert reason in err and err.count("\n") == 1 and "hashes" not in err and len(err) < 400, err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_no_post_text_anywhere(studies):

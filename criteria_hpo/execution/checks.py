@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW_GROUPS', 'TOO_FEW_GROUPS', 'check_texts', 'check_model', 'check_baselines', 'group_remarks', 'part_remarks',
-           'objective_remarks', 'CheckedStudy', 'check_study']
+           'objective_remarks', 'CheckedStudy', 'check_study', 'check_unwritten']
 
 # %% ../../nbs/execution/60_checks.ipynb #46b00003
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from ..data.folds import refit_fold
 from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
+from .identity import check_begun
 from ..model.encoders import study_tokenizer
 from ..search.search_space import check_augmentation, check_first_layers, parse_space, reachable_options
 from ..training.metrics import MIN_FOR_THRESHOLD, can_choose_threshold
@@ -119,3 +120,9 @@ def check_study(cfg: Config, data: Data | None = None) -> CheckedStudy:
     if len(data.test):
         check_baselines(cfg, data)
     return CheckedStudy(data, [*part_remarks(cfg, data), *_early_remarks(data), *objective_remarks(cfg, data)], model_error)
+
+# %% ../../nbs/execution/60_checks.ipynb #6a0b01ab
+def check_unwritten(cfg: Config, checked: CheckedStudy) -> None:
+    "Raise what rejects a study before its first file is written: another study of this name, or a new one without a model."
+    check_begun(cfg, checked.data)
+    check_model(cfg, checked.model_error)

@@ -31,7 +31,7 @@ from ..core.stopping import Interrupted, StopRequest, stoppable
 from ..data.folds import rows_hash
 from ..data.study_data import Data, file_hashes
 from .batch_sizes import STEP, has_valid_sizes, new_step, store_sizes, stored_sizes, stored_step
-from .checks import check_model, check_study
+from .checks import check_study, check_unwritten
 from criteria_hpo.execution.identity import (
     check_identity,
     keep_threads,
@@ -265,8 +265,8 @@ def open_run(cfg: Config, data: Data, ledger: Ledger, keep_n_trials: bool = True
 @contextmanager
 def _opened_run(cfg: Config, data: Data | None, keep_n_trials: bool) -> Iterator[StudyRun]:
     "Open the study, its ledger and its log while the body runs. `keep_n_trials`: the study keeps its number of trials."
-    checked = check_study(cfg, data)  # before anything is written
-    check_model(cfg, checked.model_error)
+    checked = check_study(cfg, data)
+    check_unwritten(cfg, checked)
     with study_log(cfg, checked.data), _opened_ledger(cfg) as ledger:
         for line in checked.remarks:
             logger.info(line)
