@@ -180,9 +180,7 @@ def describe(progress: Progress, n_folds: int, score: str = "") -> str:
     if progress.interrupted and not progress.running:
         trial = f"{counted(progress.interrupted, 'interrupted trial')} will go on when the study does, "
     left = left_text(progress.left) if progress.finished < progress.n_trials else ""
-    return (
-        f"{trial}{progress.finished} of {progress.n_trials} done, best {score}{' ' * bool(score)}{best}{', ' * bool(left)}{left}"
-    )
+    return f"{trial}{progress.finished} of {progress.n_trials} done, best {f'{score} {best}'.lstrip()}{', ' * bool(left)}{left}"
 
 # %% ../../nbs/storage/80_progress.ipynb #a5380f76
 def progress_now(reader: ProgressReader) -> Progress | None:
