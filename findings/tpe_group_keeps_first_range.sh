@@ -10,7 +10,8 @@
 #   After narrowing, each value that falls outside is drawn again without the other parameters. Without `group` TPE draws a parameter whose
 #   range has changed alone, over the new range, and finds the optimum.
 # Why it matters here: `group` is what conditional parameters need, so the product's default sampler has it, and `hpo.allow_changed` admits
-#   a wider range of a study. Until it takes the last range, a wider one needs a study of another name (hpo.warm_start) or sampler.
+#   a wider range of a study. The product puts the ranges that its settings declare now in the place of those of the first trials
+#   (nbs/search/35_optuna_samplers.ipynb, DeclaredRanges), for one objective and for two.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

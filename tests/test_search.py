@@ -15,15 +15,16 @@ from criteria_hpo.cli import main
 from criteria_hpo.config.load import load_config
 from criteria_hpo.config.paths import storage_url
 from criteria_hpo.execution import trial as objective_room
-from criteria_hpo.execution.trial import Objective
+from criteria_hpo.execution.trial import Objective, slot_sampler
 from criteria_hpo.pruning.pruner import FoldPruner
 from criteria_hpo.results.report import best_table, study_summary
-from criteria_hpo.search.search_space import parse_space
+from criteria_hpo.search.search_space import parse_space, sample
 from criteria_hpo.storage.database import open_storage
 from criteria_hpo.storage.ledger import Ledger
 from criteria_hpo.storage.ledger_tables import LedgerReader
 
 SMALL = ["preset=smoke", "model=tiny", "data.max_groups=12", "data.n_folds=2"]
+AUGMENT = ["augmentation.enable=true", "hpo.search_space.aug_enable.choices=[true,false]"]
 ODD = '50%25 of? #1 it\'s "Grüße" {x} a@b:c&d'
 
 
@@ -114,3 +115,35 @@ def read_only(folder: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*within, f'{mount} && exec "$@"', str(folder), sys.executable, "-m", "criteria_hpo.cli", *words], **options
     )
+
+
+def aug_prob_of_slots(tops, crash, *words):
+    """By slot, aug_prob or None: searched up to `tops[0]` in the first twenty of sixty slots, up to `tops[1]` in the others."""
+    cfgs = [load_config([*AUGMENT, f"hpo.search_space.aug_prob.high={top}", *words]) for top in tops]
+    spaces = [parse_space(cfg.hpo.search_space) for cfg in cfgs]
+    study, drawn = optuna.create_study(directions=["maximize", "minimize"][: 1 + bool(words)]), {}
+    for slot in sorted([*range(60), *crash]):
+        late = slot >= 20
+        study.sampler = slot_sampler(cfgs[late], slot, spaces[late])
+        trial = study.ask()
+        setting = sample(trial, spaces[late], cfgs[late].first_setting)
+        if slot in crash and slot not in drawn:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            x = setting.aug_prob if setting.aug_enable else None
+            score = 0.5 if x is None else 0.9 - abs(x - 0.3)
+            study.tell(trial, [score, 1 - score][: len(study.directions)])
+        drawn[slot] = setting.aug_prob if setting.aug_enable else None
+    return drawn
+
+
+@pytest.mark.parametrize("words", [(), ("objective.second=seconds", "hpo.pruner.type=none")])
+def test_a_range_that_changes_within_a_study_is_searched_and_a_crash_changes_no_slot(words):
+    """The best value, 0.3, lies beyond the first range, or beyond the second."""
+    for tops in ((0.15, 0.5), (0.5, 0.15)):
+        drawn = aug_prob_of_slots(tops, (), *words)
+        late = [x for slot, x in drawn.items() if slot >= 20 and x is not None]
+        print(f"up to {tops[0]}, then {tops[1]}: {len(late)} augment, {sum(x > 0.15 for x in late)} beyond 0.15")
+        assert max(late) <= tops[1] and len(late) > 15
+        assert tops[1] < 0.5 or sum(x > 0.15 for x in late) > 0.6 * len(late)
+        assert aug_prob_of_slots(tops, (3, 20, 41), *words) == drawn

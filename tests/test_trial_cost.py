@@ -1,5 +1,7 @@
 """What a trial costs besides its training does not grow with the trials before it, and stored studies keep their numbers."""
 
+from functools import partial
+
 import optuna
 import pytest
 from filled import COMMON, cost_of_a_trial, filled_study
@@ -35,8 +37,9 @@ def test_a_stored_study_goes_on_to_the_numbers_of_optunas_own_tpe(tmp_path, monk
     for make in (optuna.samplers.TPESampler, samplers.ColumnTpeSampler):
         url = f"sqlite:///{tmp_path}/{make.__name__}.db"
         filled_study(url, "kept", 60)
-        extra = {} if make is samplers.ColumnTpeSampler else {"multivariate": True, "group": True, "constant_liar": True}
-        monkeypatch.setattr(samplers, "ColumnTpeSampler", lambda make=make, extra=extra, **options: make(**options, **extra))
+        if make is optuna.samplers.TPESampler:
+            grouped = partial(make, multivariate=True, group=True, constant_liar=True)
+            monkeypatch.setattr(samplers, "ColumnTpeSampler", lambda ranges, grouped=grouped, **options: grouped(**options))
         for n_trials in (66, 72):  # the second run resumes the study
             invented_study(
                 [*COMMON, f"hpo.storage={url}", "hpo.study_name=kept", f"studies_dir={tmp_path}", f"n_trials={n_trials}"], 0.0

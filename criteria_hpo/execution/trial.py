@@ -47,7 +47,8 @@ def slot_sampler(
     "Return the sampler of a slot; `warm`: the settings that follow slot 0."
     always, _ = split_by_condition(space)
     fixed = fixed_params(slot, space, cfg, warm)
-    return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed, cfg.objective.second is not None)
+    ranges = {d.name: d.distribution for d in space}
+    return make_sampler(cfg.hpo.sampler, cfg.seed, slot, always, fixed, cfg.objective.second is not None, ranges)
 
 # %% ../../nbs/execution/20_trial.ipynb #0d134ddc
 def sampler_notice(cfg: Config, space: tuple[Dimension, ...]) -> str | None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from ..config.schema import SamplerConfig
 from ..core.seeds import derived_seed
-from .optuna_samplers import ChosenCmaEsSampler, ColumnTpeSampler, PointQmcSampler
+from .optuna_samplers import ChosenCmaEsSampler, ColumnTpeSampler, DeclaredTpeSampler, PointQmcSampler
 
 # %% ../../nbs/search/40_samplers.ipynb #ec0de8f6
 def sampler_seed(study_seed: int, slot: int) -> int:
@@ -122,31 +122,35 @@ class SlotCmaEs(DeclaredSpace, ChosenCmaEsSampler):
         return [_scored(t) for t in trials if t.state == TrialState.COMPLETE or not math.isnan(_last_value(t))]
 
 # %% ../../nbs/search/40_samplers.ipynb #bd55760d
-def _tpe(config: SamplerConfig, seed: int, two: bool = False) -> BaseSampler:
+def _tpe(config: SamplerConfig, seed: int, two: bool, ranges: Mapping[str, BaseDistribution]) -> BaseSampler:
     "Return multivariate TPE in groups; running trials count as bad (constant liar), so that workers spread out."
-    if two:  # ColumnTpeSampler is for one objective
-        return TPESampler(seed=seed, n_startup_trials=config.n_startup_trials, multivariate=True, group=True, constant_liar=True)
-    return ColumnTpeSampler(seed=seed, n_startup_trials=config.n_startup_trials)
+    kind = DeclaredTpeSampler if two else ColumnTpeSampler  # the columns are for one objective
+    return kind(ranges=ranges, seed=seed, n_startup_trials=config.n_startup_trials)
 
 # %% ../../nbs/search/40_samplers.ipynb #e7e63980
 def _base_sampler(
-    config: SamplerConfig, study_seed: int, slot: int, space: Mapping[str, BaseDistribution], two: bool = False
+    config: SamplerConfig,
+    study_seed: int,
+    slot: int,
+    space: Mapping[str, BaseDistribution],
+    two: bool,
+    ranges: Mapping[str, BaseDistribution],
 ) -> BaseSampler:
-    "Return the configured sampler, created for one slot; `two`: of a study with two objectives."
+    "Return the configured sampler, created for one slot; the arguments are those of `make_sampler`."
     seed, n = sampler_seed(study_seed, slot), config.n_startup_trials
     if config.type == "tpe":
-        return _tpe(config, seed, two)
+        return _tpe(config, seed, two, ranges)
     if config.type == "nsga2":
         return SlotNsga2(population_size=max(n, 2), seed=seed)
     if config.type == "random":
         return RandomSampler(seed=seed)
     if config.type == "qmc":
-        other, study_wide = RandomSampler(seed=seed), sampler_seed(study_seed, 0)
-        qmc = SlotQmc(seed=study_wide, scramble=True, independent_sampler=other, warn_independent_sampling=False)
+        at_random, study_wide = RandomSampler(seed=seed), sampler_seed(study_seed, 0)
+        qmc = SlotQmc(seed=study_wide, scramble=True, independent_sampler=at_random, warn_independent_sampling=False)
         return qmc.for_slot(slot, space)
     kind = {"gp": SlotGp, "cmaes": SlotCmaEs}[config.type]
-    sampler = kind(seed=seed, n_startup_trials=n, independent_sampler=_tpe(config, seed, two), warn_independent_sampling=False)
-    return sampler.for_slot(slot, space)
+    other = _tpe(config, seed, two, ranges)
+    return kind(seed=seed, n_startup_trials=n, independent_sampler=other, warn_independent_sampling=False).for_slot(slot, space)
 
 # %% ../../nbs/search/40_samplers.ipynb #a0e6c1e0
 def make_sampler(
@@ -156,11 +160,12 @@ def make_sampler(
     space: Mapping[str, BaseDistribution],  # the unconditional dimensions
     fixed: Mapping[str, Any],  # parameters of this slot that are not sampled
     two: bool = False,  # whether the study has two objectives
+    ranges: Mapping[str, BaseDistribution] | None = None,  # those of all dimensions, which TPE draws from after a change
 ) -> BaseSampler:
     "Return the slot's sampler: equal arguments and equal trials in the study give an equal sampler, independent of crashes."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = _base_sampler(config, study_seed, slot, space, two)
+        sampler = _base_sampler(config, study_seed, slot, space, two, ranges or space)
         return PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
 
 # %% ../../nbs/search/40_samplers.ipynb #c55dab1f
