@@ -30,7 +30,6 @@ GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v
 # quotes and dollars need no escaping.
 TYPED := PYTHON TORCH_INDEX $(FROM_COMMAND_LINE)
 $(foreach v,$(TYPED),$(eval override $(v) := $$(value $(v))))
-override PARAMS := $(if $(PARAMS),$(PARAMS),studies/params/full.yaml)
 export $(TYPED)
 
 TORCH := 2.13.0
@@ -95,10 +94,11 @@ demo: assets ## search on real posts (10 trials, minutes) and score the winner; 
 
 NOTEBOOK = $(PY) -m criteria_hpo.notebooks "$$@"
 hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]
-evaluate: study-name venv ## confirm the best settings of a study, refit the winner, score it once: STUDY=name [the variables of make hpo]
+evaluate: study-name venv ## confirm the best settings of a study, refit the winner, score it once: STUDY=name [others than those of make hpo]
 result: study-name venv ## both, one after the other: from a table of pairs to a model and its scores; STUDY=name [the variables of make hpo]
 hpo evaluate result:
-	@set -- --study "$$STUDY" --params "$$PARAMS"; \
+	@set -- --study "$$STUDY"; \
+	if [ -n "$$PARAMS" ]; then set -- "$$@" --params "$$PARAMS"; else set -- "$$@" --defaults studies/params/full.yaml; fi; \
 	[ -z "$$PRESET" ]    || set -- "$$@" "preset=$$PRESET"; \
 	[ -z "$$DATA" ]      || set -- "$$@" "data=$$DATA"; \
 	[ -z "$$DATA_PATH" ] || set -- "$$@" "data_path=$$DATA_PATH"; \

@@ -71,10 +71,15 @@ def test_a_study_is_evaluated_by_a_notebook(studies, capfd):
     assert "no study database" in capfd.readouterr().err
 
 
-def test_second_run_adds_no_trial(studies):
+def test_second_run_adds_no_trial_and_needs_no_settings(studies, monkeypatch, capfd):
     ledger = Ledger(f"sqlite:///{studies}/smoke/study.db", "smoke")
     before = (len(ledger.slots()), len(ledger.folds()))
-    assert notebooks.main(json.loads((studies / "arguments.json").read_text())) == 0
+    words = json.loads((studies / "arguments.json").read_text())
+    monkeypatch.setenv("CRITERIA_HPO_STUDIES", str(studies))
+    defaults = os.path.join(ROOT, "studies", "params", "full.yaml")
+    assert notebooks.main([*words[:-1], "--defaults", defaults]) == 0
+    said = capfd.readouterr().err
+    assert f"smoke goes on as in {studies / 'smoke' / 'hpo.ipynb'}: preset=smoke model=tiny n_trials=2 overrides=" in said
     assert (len(ledger.slots()), len(ledger.folds())) == before == (2, before[1])
 
 

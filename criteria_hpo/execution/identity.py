@@ -89,7 +89,9 @@ def _forbidden(changes: dict[str, str], allowed: bool | list[str]) -> list[str]:
     "Return the changed settings that are not allowed: first data and model, which explain others, and last the hashes."
     free = allowed if isinstance(allowed, list) else [""] * allowed
     paths = [path for path in changes if not any(f"{path}.".startswith(f"{a}.".lstrip(".")) for a in free)]
-    return sorted(paths, key=lambda path: (path.startswith("hashes"), not path.startswith(("data.", "model."))))
+    return sorted(
+        paths, key=lambda path: (path.startswith("hashes"), not path.startswith(("data.", "model.")), path != "data.name")
+    )
 
 
 def _shown(changes: dict[str, str], paths: list[str]) -> str:
@@ -103,7 +105,7 @@ def _shown(changes: dict[str, str], paths: list[str]) -> str:
 # %% ../../nbs/execution/50_identity.ipynb #5d1e07aa
 MOST = 80  # characters of a change in a message
 NEW_STUDY = "choose another hpo.study_name (make: STUDY=…) for a new study"
-REPEAT = "pass the same settings as when it was begun (for make evaluate, the same variables as for make hpo)"
+REPEAT = "pass the settings it was begun with (make evaluate: the variables of make hpo)"
 
 
 def reject_changes(name: str, changes: dict[str, str], allowed: bool | list[str], mode: str = "kfold") -> None:
