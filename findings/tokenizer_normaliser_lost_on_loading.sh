@@ -8,7 +8,8 @@
 #   tokenizer_config.json, without a word. A folder that names no class gets that of its model_type, and the same.
 # Why it matters here: a step for posts (links or names replaced, case kept) acts while its author trains and not where the folder is
 #   loaded. The product opens encoders with AutoTokenizer, in training as in prediction, so that its scores agree with each other; a
-#   service that reads tokenizer.json by itself, beside an ONNX graph, sees other tokens.
+#   service that reads tokenizer.json by itself, beside an ONNX graph, sees other tokens. It compares both on three sentences when it
+#   loads a tokenizer, and logs a line that names the file and the class that keeps it (nbs/model/30_encoders.ipynb, reads_otherwise).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
