@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEBUG_VARIABLE', 'KINDS', 'BOUNDS', 'Schema', 'EXIT_USER_ERROR', 'EXIT_PIPE_CLOSED', 'logger', 'events',
            'debug_wanted', 'UserError', 'DataError', 'ConfigError', 'ModelError', 'StudyError', 'did_you_mean',
-           'looked_in', 'written', 'permitted', 'member_schema', 'schema_at', 'accepted_value', 'keys_of_section',
-           'first_problem', 'output_lost', 'guarded', 'log_event']
+           'extra_hint', 'check_extra', 'looked_in', 'written', 'permitted', 'member_schema', 'schema_at',
+           'accepted_value', 'keys_of_section', 'first_problem', 'output_lost', 'guarded', 'log_event']
 
 # %% ../../nbs/core/10_errors.ipynb #f65d32ec
 import difflib
@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -63,6 +64,17 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     others = {str(o).casefold(): str(o) for o in options if str(o) != str(word)}
     close = difflib.get_close_matches(str(word).casefold(), others, n=1, cutoff=0.6)
     return f" (did you mean '{others[close[0]]}'?)" if close else ""
+
+# %% ../../nbs/core/10_errors.ipynb #9087136a
+def extra_hint(extra: str) -> str:
+    "How to install an extra of the package."
+    return f"run 'make extras' in the checkout, or there pip install -e \".[{extra}]\""
+
+
+def check_extra(extra: str, setting: str, *packages: str) -> None:
+    "Raise a `ConfigError` that names the setting and how to install the extra if one of its packages is missing."
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConfigError(f"{setting} needs {' and '.join(missing)}: {extra_hint(extra)}")
 
 # %% ../../nbs/core/10_errors.ipynb #3f369654
 def looked_in(path: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..adapters.requirements import check_packages
 from ..config.paths import sqlite_url, storage_url, study_dir
 from ..config.schema import Config, may_chunk
 from ..core.errors import DataError, ModelError
@@ -19,6 +20,7 @@ from ..data.inner_splits import inner_splits
 from ..data.study_data import Data, load_data
 from ..data.tokens import check_criteria
 from .identity import check_begun
+from ..live.mlflow_runs import check_mlflow
 from ..model.encoders import study_tokenizer
 from ..search.search_space import check_augmentation, check_first_layers, parse_space, reachable_options
 from ..training.metrics import MIN_FOR_THRESHOLD, can_choose_threshold
@@ -42,10 +44,18 @@ def check_texts(cfg: Config, data: Data) -> ModelError | None:
 
 # %% ../../nbs/execution/60_checks.ipynb #558464f1
 def check_model(cfg: Config, error: ModelError | None) -> None:
-    "Raise the `error` of the tokenizer (see `check_texts`) if the study has no database in its folder yet."
+    """Raise, if the study has no database in its folder yet, the `error` of its tokenizer (see `check_texts`).
+
+    Or a `ConfigError` for an extra that a setting needs."""
     own = (study_dir(cfg) / "study.db").resolve()
-    if error and storage_url(cfg) == sqlite_url(own) and not own.exists():
+    if own.exists() or storage_url(cfg) != sqlite_url(own):
+        return
+    if error:
         raise error
+    for setting, kinds in reachable_options(parse_space(cfg.hpo.search_space), cfg)["adapter"].items():
+        check_packages(kinds, setting)
+    if cfg.tracking.mlflow:
+        check_mlflow("tracking.mlflow=true")
 
 # %% ../../nbs/execution/60_checks.ipynb #69bb85ba
 def check_baselines(cfg: Config, data: Data) -> None:

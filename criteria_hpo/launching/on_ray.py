@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config.other_commands import LaunchConfig
-from ..core.errors import ConfigError, logger
+from ..core.errors import ConfigError, extra_hint, logger
 from .keep_running import NotStarted
 from .worker_task import Ended, WorkerTask, run_task
 
@@ -46,9 +46,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError(
-            "launch.launcher=ray: Ray is not installed; pip install 'criteria_hpo[ray]', here and on every node"
-        ) from None
+        raise ConfigError(f"launch.launcher=ray: Ray is not installed; {extra_hint('ray')}, here and on every node") from None
     return ray
 
 # %% ../../nbs/launching/40_on_ray.ipynb #20bd6c9b

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.other_commands import LaunchConfig
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean, extra_hint
 from .keep_running import NotStarted
 from .worker_task import Ended, WorkerTask, end_in_time, run_task
 
@@ -68,7 +68,7 @@ def _import_submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise ConfigError("launch.launcher=slurm: submitit is not installed; pip install 'criteria_hpo[slurm]'") from None
+        raise ConfigError(f"launch.launcher=slurm: submitit is not installed; {extra_hint('slurm')}") from None
     return submitit
 
 

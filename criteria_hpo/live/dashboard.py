@@ -12,7 +12,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, extra_hint
 from ..storage.database import open_storage
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -46,8 +46,7 @@ def dashboard_app(url: str) -> App:
         from optuna_dashboard import wsgi
     except ImportError as err:
         missing = "optuna-dashboard is not installed" if err.name == "optuna_dashboard" else str(err)
-        how = "pip install 'criteria_hpo[dashboard]', or make dashboard STUDY=NAME"
-        raise ConfigError(f"command=dashboard: {missing}; {how}") from None
+        raise ConfigError(f"command=dashboard: {missing}; {extra_hint('dashboard')}") from None
     return read_only(wsgi(open_storage(url)))
 
 

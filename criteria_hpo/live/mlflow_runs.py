@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..config.overrides import safe_url
 from ..core.bars import make_bar
-from ..core.errors import ConfigError, StudyError
+from ..core.errors import StudyError, check_extra
 from ..search.objectives import first_value, front, one_objective
 from ..search.optuna_access import trial_id
 from ..storage.ledger_tables import LedgerReader
@@ -40,8 +39,7 @@ HABITS = {
 
 def check_mlflow(setting: str) -> None:
     "Raise a `ConfigError` that names the setting and the extra if MLflow is not installed."
-    if missing := [name for name in ("mlflow", "cryptography") if find_spec(name) is None]:
-        raise ConfigError(f"{setting} needs {' and '.join(missing)}: pip install criteria_hpo[mlflow]")
+    check_extra("mlflow", setting, "mlflow", "cryptography")
 
 
 @contextmanager

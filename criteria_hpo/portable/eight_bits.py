@@ -8,8 +8,8 @@ __all__ = ['LARGE', 'write_int8']
 # %% ../../nbs/portable/40_eight_bits.ipynb #cf575050
 from pathlib import Path
 
-from ..core.errors import ModelError
-from .graphs import check_packages, silenced
+from ..core.errors import ModelError, check_extra
+from .graphs import silenced
 
 # %% ../../nbs/portable/40_eight_bits.ipynb #c8c42058
 LARGE = 2**30  # bytes of weights from which on they stand in a file of their own, since a graph may have two GiB
@@ -17,7 +17,7 @@ LARGE = 2**30  # bytes of weights from which on they stand in a file of their ow
 
 def write_int8(source: Path, target: Path) -> None:
     "Write the graph `source` with the weights of its products in int8. Raises a `ModelError` for a graph without any."
-    check_packages("onnx.int8=true", "onnxruntime", "onnx")
+    check_extra("onnx", "onnx.int8=true", "onnxruntime", "onnx")
     from onnxruntime.quantization import QuantType, quantize_dynamic  # extras
 
     weights = source.with_name(f"{source.name}.data")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.errors import ConfigError, ModelError
-from .graphs import check_packages, silenced
+from ..core.errors import ConfigError, ModelError, check_extra
+from .graphs import silenced
 
 # %% ../../nbs/portable/20_sessions.ipynb #bdb9026a
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -39,7 +39,7 @@ def open_session(file: Path, device: str | None = None) -> Any:
 
     Raises a `ModelError` for a file that cannot be read, a `ConfigError` without the package or the device.
     """
-    check_packages("backend=onnx", "onnxruntime")
+    check_extra("onnx", "backend=onnx", "onnxruntime")
     import onnxruntime  # an extra
 
     name, options = provider_of(device, onnxruntime.get_available_providers())

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from ..core.bars import make_bar
-from ..core.errors import ConfigError, ModelError
+from ..core.errors import ConfigError, ModelError, check_extra
 from ..core.files import read_object
 from ..core.formatting import counted
 from ..data.batches import collate
 from ..data.tokens import TokenisedPairs
 from ..portable.agreement import check_agreement, largest_difference
 from ..portable.eight_bits import write_int8
-from ..portable.graphs import check_packages, write_graph
+from ..portable.graphs import write_graph
 from ..portable.sessions import open_session, session_logits
 from .model_folder import StoredModel, member_places, read_facts, read_member, read_model
 from .predictor import Predictor
@@ -112,7 +112,7 @@ def write_onnx(folder: Path, int8: bool = False) -> Exported:
 
     Raises a `ConfigError` without the extra, a `ModelError` for another folder or for a model that cannot be a graph.
     """
-    check_packages("command=onnx", "onnxruntime", "onnxscript")
+    check_extra("onnx", "command=onnx", "onnxruntime", "onnxscript")
     about, places = read_facts(folder)[0], member_places(folder)
     found = []
     with make_bar(total=len(places), desc="writing graphs", unit="graph") as bar:
@@ -148,6 +148,7 @@ class OnnxPredictor(Predictor):
 
     def open(self, folder: Path, device: str | torch.device | None) -> StoredModel:
         "Read the folder without its weights, and open its graphs."
+        check_extra("onnx", "backend=onnx", "onnxruntime")
         about = read_facts(folder)[0]
         name = None if device is None else str(device)
         self.device = torch.device("cpu")  # of the inputs
