@@ -257,7 +257,16 @@ CASES = [
         "no header",
         "a.csv",
         good().split(b"\n", 1)[1],
-        ("a.csv: column post is missing; required: ", "row 1 of the file does not look like column names; add a header"),
+        ("a.csv: columns post, ", "row 1 of the file does not look like column names; add a header"),
+    ),
+    Case(
+        "a header with a question mark",
+        "a.csv",
+        b"Post ID,User,Text ,Symptom,present?,date\n" + good().split(b"\n", 1)[1],
+        (
+            "a.csv: columns post_id (did you mean 'Post ID'?), post, criterion and label are missing",
+            "the file has Post ID, User, Text, Symptom, present?, date",
+        ),
     ),
     Case(
         "a missing column, with the columns of the file",

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import re
+import textwrap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -39,26 +41,58 @@ COLUMNS = (*REQUIRED, "evidence", "group_id")
 ORDER = ["group_id", "post_id", "criterion_id"]
 
 # %% ../../nbs/inputs/60_pairs.ipynb #7961113d
-def _list_columns(found: list[str]) -> str:
+def _plain(name: str) -> str:
+    "Return the letters and digits of a name, in lower case."
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _is_sentence(cell: str) -> bool:
+    "Return whether a cell of row 1 may be text of a post. One or two words with a question mark are a name, as in `sleep?`."
+    words = len(cell.split())
+    return len(cell) > 40 or words > 3 or cell.endswith((*".!…",)) or (cell.endswith("?") and words > 2)
+
+
+def _list_columns(found: list[str], wanted: Iterable[str] = ()) -> str:
     """Return the end of an error message about columns: the names in the file, or a hint if they do not look like names."""
     numbers = sum(name.isdecimal() for name in found)  # three or more may be criteria 1, 2, 3, ...
-    if 0 < numbers < 3 or any(len(name) > 40 or len(name.split()) > 3 or name.endswith((*".!?…",)) for name in found):
+    is_header = bool({_plain(name) for name in found if name} & {_plain(name) for name in wanted})
+    if not is_header and (0 < numbers < 3 or any(map(_is_sentence, found))):
         return "row 1 of the file does not look like column names; add a header"
     more = f" and {len(found) - 15} more" if len(found) > 15 else ""
-    return f"the file has {', '.join(name or '(no name)' for name in found[:15])}{more}"
+    return f"the file has {', '.join(textwrap.shorten(name, 40) or '(no name)' for name in found[:15])}{more}"
 
 # %% ../../nbs/inputs/60_pairs.ipynb #7c2e0959
-def _missing_column(
-    name: str, found: list[str], names: Mapping[str, str | None], required: tuple[str, ...], source: str, generated: bool
+def _similar(absent: list[str], found: list[str], names: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the expected names of the columns `absent`, each with a phrase about the most similar free name, perhaps empty."""
+    wanted = {_plain(str(names[name])) for name in absent}
+    others = {other: _plain(other) for other in found if other not in names.values()}
+    similar = {}
+    for column in (str(names[name]) for name in absent):
+        free = [other for other, plain in others.items() if plain not in wanted - {_plain(column)}]
+        similar[column] = did_you_mean(column, free)
+    return similar
+
+
+def _missing_columns(
+    absent: list[str],
+    found: list[str],
+    names: Mapping[str, str | None],
+    required: tuple[str, ...],
+    source: str,
+    generated: tuple[str, ...],
 ) -> DataError:
-    """Return the error for a column that is not in the file, with the most similar name; `generated`: null makes its ids."""
-    column = str(names[name])
-    similar = did_you_mean(column, [other for other in found if other not in names.values()])
-    from_texts = " (null: ids from the texts)" * generated
-    return DataError(
-        f"{source}: column {column} is missing{similar}; required: {', '.join(required)}; set data.columns.{name} to the name of "
-        f"another column{from_texts}; {_list_columns(found)}"
-    )
+    """Return the error for columns that are not in the file, with the most similar names; `generated`: null makes their ids."""
+    similar = _similar(absent, found, names)
+    *others, last = similar
+    needs = f"required: {', '.join(required)}"
+    from_texts = [f"data.columns.{name}=null: ids from the texts" for name in absent if name in generated]
+    end = f" ({', '.join(from_texts)})" * bool(from_texts) + f"; {_list_columns(found, filter(None, names.values()))}"
+    if not others:
+        mend = f"set data.columns.{absent[0]} to the name of another column{end}"
+        return DataError(f"{source}: column {last} is missing{similar[last]}; {needs}; {mend}")
+    what = f"columns {', '.join(column + similar[column] for column in others)} and {last}{similar[last]} are missing"
+    settings = ", ".join(f"data.columns.{name}" for name in absent)
+    return DataError(f"{source}: {what}; {needs}; set {settings} to the names of other columns{end}")
 
 # %% ../../nbs/inputs/60_pairs.ipynb #c6707746
 def _check_column(name: str, column: str, found: list[str], names: Mapping[str, str | None], source: str) -> None:
@@ -87,6 +121,7 @@ def take_columns(
     posts."""
     found = [str(name) for name in frame.columns]
     taken: dict[str, pd.Series] = {}
+    absent = []
     for name, column in names.items():
         if column is None:
             if name in required:
@@ -96,7 +131,9 @@ def take_columns(
         if column in found:
             taken[name] = frame[column]
         elif name in required or column != name:
-            raise _missing_column(name, found, names, required, source, name in generated)
+            absent.append(name)
+    if absent:
+        raise _missing_columns(absent, found, names, required, source, generated)
     return pd.DataFrame(taken)
 
 # %% ../../nbs/inputs/60_pairs.ipynb #d90c1bde
