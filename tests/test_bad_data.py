@@ -262,10 +262,10 @@ CASES = [
     Case(
         "a header with a question mark",
         "a.csv",
-        b"Post ID,User,Text ,Symptom,present?,date\n" + good().split(b"\n", 1)[1],
+        b"Post ID,User,Text ,Symptom,present?\n" + good().split(b"\n", 1)[1],
         (
             "a.csv: columns post_id (did you mean 'Post ID'?), post, criterion and label are missing",
-            "the file has Post ID, User, Text, Symptom, present?, date",
+            "the file has Post ID, User, Text, Symptom, present?",
         ),
     ),
     Case(
