@@ -182,7 +182,7 @@ CASES = [
     ),
     Case("a CSV named .parquet", "a.parquet", good(), ("a.parquet: not a readable Parquet file",)),
     # the shape of the table
-    Case("semicolons", "a.csv", good().replace(b",", b";"), ("a.csv: the columns are not separated by commas",)),
+    Case("semicolons", "a.csv", good().replace(b",", b";"), ("a.csv: the columns are not separated by commas; write sep=; as",)),
     Case("only a header", "a.csv", HEADER.encode(), ("a.csv: no pairs",)),
     Case("a blank first row", "a.csv", b"\n" + good(), ("a.csv: row 1 is blank",)),
     Case(

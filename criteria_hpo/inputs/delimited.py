@@ -109,9 +109,10 @@ def _header(cells: list[str], source: str, separator: str, row: int = 1) -> list
         raise DataError(f"{source}, row {row}: a column name spans several lines; close its double quote, or remove the quote")
     if len(header) == 1 and any(other in header[0] for other in SEPARATORS):
         used = SEPARATORS[separator]
-        fix = (
-            f"save it with {used}, or correct its extension" if row == 1 else "correct or delete row 1, which sets the separator"
-        )
+        other = max(SEPARATORS, key=header[0].count)
+        ending = {",": ".csv", "\t": ".tsv"}.get(other)
+        mend = f"rename it to {ending}" if ending else f"write sep={other} as a first line above the names"
+        fix = f"{mend}, or save it with {used}" if row == 1 else "correct or delete row 1, which sets the separator"
         raise DataError(f"{source}: the columns are not separated by {used}; {fix}")
     return header
 
