@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EARLY', 'NOTE_TAG', 'SAVE_SECONDS', 'WatchedKernel', 'mark_interrupted', 'is_complete', 'execute', 'study_parameters',
-           'run_study_notebook', 'study_names', 'run_compare_notebook', 'main']
+           'result_lines', 'run_study_notebook', 'study_names', 'run_compare_notebook', 'main']
 
 # %% ../nbs/50_notebooks.ipynb #0fa4094d
 import argparse
@@ -31,6 +31,7 @@ from criteria_hpo.config.parameters import (
     template_parameters,
 )
 from .config.paths import make_study_dir, studies_root, study_dir
+from .config.schema import Config
 from .core import errors
 from .core.errors import StudyError, guarded
 from .core.files import import_nbformat, write_atomic
@@ -188,6 +189,18 @@ def study_parameters(
         print(f"{study} goes on as in {notebook}: {safe_url(' '.join(words))}", file=sys.stderr)
     return given
 
+# %% ../nbs/50_notebooks.ipynb #3c9d10ae
+def result_lines(cfg: Config, what: str) -> list[str]:
+    "The result of a study in one or two lines, none where the notebook has left no study."
+    from criteria_hpo.results.looks import stored_headline
+    from criteria_hpo.results.stored import search_line, stored_study
+
+    try:
+        study = stored_study(cfg)
+    except StudyError:
+        return []
+    return [search_line(cfg, study)] if what == "Study" else stored_headline(cfg, study)
+
 # %% ../nbs/50_notebooks.ipynb #3d4da5b9
 def run_study_notebook(
     study: str, params_file: str | None, assignments: Sequence[str], template: str | None = None, defaults: str | None = None
@@ -208,16 +221,18 @@ def run_study_notebook(
         from criteria_hpo.execution.study import make_variants_in_subprocess  # imports torch
 
         make_variants_in_subprocess(cfg)  # in the launcher, where their bar is visible
-    what = "Study"
+    shown, what = cfg, "Study"
     if source.name == "evaluate.ipynb":
         from criteria_hpo.confirmation.runs import expected_confirmation  # imports torch
 
-        cfg, what = expected_confirmation(cfg), "Confirmation"
+        shown, what = expected_confirmation(cfg), "Confirmation"
     make_study_dir(cfg)
-    runs = f"{cfg.n_trials} trials" if what == "Study" else f"{cfg.n_trials} trainings (settings by seeds)"
-    print(f"{what} of {study}: {runs} of {cfg.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
-    with watching(watched_search(cfg, what), every=2.0):
+    runs = f"{shown.n_trials} trials" if what == "Study" else f"{shown.n_trials} trainings (settings by seeds)"
+    print(f"{what} of {study}: {runs} of {shown.folds_per_trial} folds -> {output.parent}", file=sys.stderr)
+    with watching(watched_search(shown, what), every=2.0):
         execute(source, output, given, EARLY)
+    for line in result_lines(cfg, what):
+        print(line, file=sys.stderr)
     made = (
         "report.html, plots/, manifest.json, study.db" if what == "Study" else "report.html, evaluation/, model/, refits/, paper/"
     )

@@ -60,6 +60,8 @@ def test_a_study_is_evaluated_by_a_notebook(studies, capfd):
     """The same words with another template: confirmed, refitted and scored, with a picture; a missing study is one line."""
     arguments = [word.replace("hpo.ipynb", "evaluate.ipynb") for word in json.loads((studies / "arguments.json").read_text())]
     assert notebooks.main(arguments) == 0, capfd.readouterr().err
+    *_, score, verdict, done = capfd.readouterr().err.splitlines()
+    assert score.startswith("Test: F1 of the winner ") and verdict.startswith("On F1") and done.startswith("Done: ")
     folder = studies / "smoke"
     text = (folder / "evaluate.ipynb").read_text()
     assert "only the test score is unbiased" in text and "TF-IDF with shared words" in text and "image/png" in text

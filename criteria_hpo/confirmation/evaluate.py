@@ -129,6 +129,19 @@ class Result:
         own = self.tables["criteria"][self.tables["criteria"].metric == metric]
         return own.sort_values("pairs", ascending=False, kind="stable").head(LARGEST).reset_index(drop=True)
 
+    @property
+    def headline(self) -> list[str]:
+        "The winner's test score, and its verdict against the strongest baseline; without a test, that there is none."
+        if "overall" not in self.tables:
+            return self.sentences[1:2]
+        own = self.tables["overall"].query("metric == @self.metric").set_index("model")
+        rivals = own.drop(index=[WINNER, ENSEMBLE, DEFAULT], errors="ignore").estimate.fillna(-1.0)
+        rival, title, row = str(rivals.idxmax()), METRIC_TABLE[self.metric].title, own.loc[WINNER]
+        score = f"Test: {title} of the winner {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        order = self.tables["differences"].query("metric == @self.metric").model.tolist()
+        verdicts = [sentence for sentence in self.sentences if sentence.startswith(f"On {title}")]
+        return [f"{score}, of the strongest baseline ({rival}) {own.estimate[rival]:.3f}.", verdicts[order.index(rival)]]
+
     def text(self) -> str:
         "The result as plain text."
         first = {"Confirmed on folds cut anew": self.confirmed.round(4), "Four scores": self.four.round(3)}
@@ -243,6 +256,6 @@ def evaluate(cfg: Config, data: Data | None = None) -> Result:
         model = final_model(search, plan["winner"], found, four, overall)
         result = Result(confirmed, four, [bias, *sentences], metric, model, tables)
         write_result(search.cfg, result)
-        store_results(search.cfg, search.study, result.text(), confirmation.candidates[winner].trial)
+        store_results(search.cfg, search.study, result.text(), confirmation.candidates[winner].trial, result.headline)
         write_manifest(search.cfg, search.study)
     return result

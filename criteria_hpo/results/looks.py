@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'RESULTS', 'TO_SCORE', 'looks_of', 'looks_line', 'count_look', 'results_text', 'store_results',
-           'stored_verdict', 'stored_results']
+           'stored_verdict', 'stored_headline', 'stored_results']
 
 # %% ../../nbs/results/20_looks.ipynb #1f37e52b
 import json
@@ -70,17 +70,28 @@ def results_text(table: pd.DataFrame, differences: pd.DataFrame, sentences: Sequ
 RESULTS = "test_results.json"
 
 
-def store_results(cfg: Config, study: optuna.Study, text: str, trial: int | None) -> None:
-    "Store `text` as the result for the setting of a trial."
+def store_results(cfg: Config, study: optuna.Study, text: str, trial: int | None, headline: Sequence[str] = ()) -> None:
+    "Store `text` as the result for the setting of a trial, and its first lines for a terminal."
     stored = {"trial": trial, "best": study.best_trial.number, "hashes": study.user_attrs["identity"]["hashes"], "text": text}
+    stored["headline"] = list(headline)
     write_atomic(study_dir(cfg) / RESULTS, json.dumps(stored, indent=1) + "\n")
 
 # %% ../../nbs/results/20_looks.ipynb #b3096ede
-def stored_verdict(cfg: Config, study: optuna.Study) -> list[str]:
-    "Return the sentences of the stored result, none where it belongs to other data."
+def _own_result(cfg: Config, study: optuna.Study) -> dict[str, Any]:
+    "Return the stored result, empty where it belongs to other data."
     stored = read_object(study_dir(cfg) / RESULTS)
     own = stored.get("hashes") == (study.user_attrs.get("identity") or {}).get("hashes")
-    return str(stored["text"]).rpartition("\n\n")[2].splitlines() if own and "text" in stored else []
+    return stored if own and "text" in stored else {}
+
+
+def stored_verdict(cfg: Config, study: optuna.Study) -> list[str]:
+    "Return the sentences of the stored result, none where it belongs to other data."
+    return str(_own_result(cfg, study).get("text", "")).rpartition("\n\n")[2].splitlines()
+
+
+def stored_headline(cfg: Config, study: optuna.Study) -> list[str]:
+    "Return the lines of the stored result for a terminal, none where it belongs to other data."
+    return list(map(str, _own_result(cfg, study).get("headline", [])))
 
 
 TO_SCORE = "run command=evaluate to score"

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['stored_study', 'confirmation_name', 'confirming_study', 'folds_of_trials', 'is_starting', 'names_study',
-           'starting_process', 'require_study', 'status_line', 'report_text', 'redraw', 'plots_text', 'test_text']
+           'starting_process', 'require_study', 'status_line', 'report_text', 'redraw', 'plots_text', 'test_text',
+           'search_line']
 
 # %% ../../nbs/results/70_stored.ipynb #cabe418b
+import shlex
 from pathlib import Path
 
 import optuna
@@ -184,3 +186,12 @@ def plots_text(cfg: Config, study: optuna.Study, drawn: Drawn | None = None) -> 
 def test_text(cfg: Config, study: optuna.Study) -> str:
     "Return the stored result of the locked test posts as plain text, without opening them."
     return stored_results(cfg, study) if best_trial(study) else "The test posts were not opened: no trial is complete."
+
+
+def search_line(cfg: Config, study: optuna.Study) -> str:
+    "Return the best score of a search in one line, and the command that scores it without luck."
+    best, folds = best_trial(study), Ledger(storage_url(cfg), study.study_name).folds()
+    if best is None or (remark := learning_remark(study, folds)):
+        return remark if best else "No trial is complete, so there is no best score."
+    found = f"Best score: {score_title(study)} {best.value:.3f} (trial {best.number}), too high as the highest of many"
+    return f"{found}; make evaluate STUDY={shlex.quote(study.study_name)} scores it on the test posts."
