@@ -9,6 +9,7 @@
 #   quarters and more, with random search and with TPE, which soon leaves the bad half. fANOVA gives the rate everything.
 # Why it matters here: the chart of importances reads as "what may be left at its default", and the answer may be the parameter
 #   that breaks training. Read a low share as: the best trials do not care where in the searched range it lies, once it works.
+#   The product's titles and notes say what is compared, "What sets the best trials apart" (nbs/plotting/10_importance.ipynb).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -31,7 +31,7 @@ TITLES = {
     "scores": "Scores of the winners",
     "paired": "Confirmed winners, first minus second, paired by cut and fold",
     "seeds": "Best so far over seeds",
-    "importance": "What mattered: shares of the parameters that every trial has, together 1",
+    "importance": "What sets the best tenth of the trials apart: shares of the parameters that every trial has, together 1",
     "conditional": "Conditional parameters: share within the trials that have it, and their number",
 }
 

@@ -24,7 +24,7 @@ from ..plotting.score_charts import four_scores_chart, reliability_chart
 PAGE = 7.0  # inches
 FIGURES = {
     "history": "Scores of the search's trials, and the best so far.",
-    "importances": "How much each hyperparameter decided the score (PED-ANOVA).",
+    "importances": "How strongly the values of the best tenth of the trials differ from those of all (PED-ANOVA); shares of 1.",
     "intermediate_values": "Mean score after each fold; a line that ends early was stopped.",
     "four_scores": "Score in the search, corrected, confirmed, and on the test pairs, with 95 % intervals.",
     "reliability": "Share of positives against mean probability on the test pairs, with 95 % intervals over groups.",

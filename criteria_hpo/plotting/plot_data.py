@@ -20,7 +20,7 @@ PLOTS: dict[str, str] = {  # name: title, in the order of a report
     "history": "Scores of the trials",
     "intermediate_values": "Scores by fold",
     "savings": "What pruning saved",
-    "importances": "What decided the score",
+    "importances": "What sets the best trials apart",
     "slice": "Score by parameter",
     "parallel_coordinate": "The best settings",
     "contour": "Score by pairs of parameters",
@@ -28,7 +28,7 @@ PLOTS: dict[str, str] = {  # name: title, in the order of a report
     "edf": "How many trials reach a score",
     "timeline": "When the trials ran",
 }
-TWO_PLOTS = {"pareto": "Quality against speed", "importances_seconds": "What decided the speed"}  # of two objectives
+TWO_PLOTS = {"pareto": "Quality against speed", "importances_seconds": "What sets the fastest trials apart"}  # of two objectives
 PAIRS = ("contour", "rank")
 
 
