@@ -287,7 +287,7 @@ def test_every_picture_has_its_sentence(report: Path, tmp_path: Path) -> None:
         assert re.search(r"\d.*\.$", sentence), picture
         page = picture.with_suffix(".html")
         if page.exists():
-            assert f'aria-label="{escape(sentence)}"' in page.read_text(encoding="utf-8"), picture
+            assert f"<figcaption>{escape(sentence)}</figcaption>" in page.read_text(encoding="utf-8"), picture
             checked(page)
 
 
