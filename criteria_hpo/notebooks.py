@@ -129,7 +129,7 @@ def _run_papermill(template: str | Path, output: Path, parameters: dict[str, Any
             kernel_name="python3",
             start_timeout=600,
             kernel_manager_class=WatchedKernel,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # else it warns in the terminal that it listens on localhost
+            extra_arguments=["--IPKernelApp.log_level=50"],  # else the terminal shows how it listens and is ended
         )
 
 # %% ../nbs/50_notebooks.ipynb #17ce9d51

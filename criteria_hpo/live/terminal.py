@@ -84,23 +84,27 @@ class PlainLines:
 
     def __init__(self) -> None:
         self.printed: tuple[int, float] | None = None  # ended trials, and the time
-        self.last: Snapshot | None = None
+        self.last = self.line = ""  # of the last state, and the last one printed
 
     def show(self, snapshot: Snapshot) -> None:
         "Print the state if a line is due."
-        self.last, ended, now = snapshot, snapshot.progress.finished + snapshot.progress.failed, time.monotonic()
+        self.last, ended, now = line_of(snapshot), snapshot.progress.finished + snapshot.progress.failed, time.monotonic()
         if self.printed is not None:
             before, when = self.printed
             if now - when < (LINE_SECONDS if ended > before else QUIET_SECONDS):
                 return
-        print(f"{time.strftime('%H:%M:%S')} {line_of(snapshot)}", file=sys.stderr, flush=True)
-        self.printed, self.last = (ended, now), None
+        self._print()
+        self.printed = ended, now
+
+    def _print(self) -> None:
+        "Print the last state."
+        print(f"{time.strftime('%H:%M:%S')} {self.last}", file=sys.stderr, flush=True)
+        self.line = self.last
 
     def close(self) -> None:
-        "Print the last state, unless it is printed."
-        if self.last is not None:
-            self.printed = None
-            self.show(self.last)
+        "Print the last state, unless its line is printed."
+        if self.last != self.line:
+            self._print()
 
 # %% ../../nbs/live/30_terminal.ipynb #e6668ba9
 def terminal_view() -> View:
