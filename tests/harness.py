@@ -169,6 +169,7 @@ class Invented:
     ) -> None:
         for fold in setup.folds[start - 1 :]:
             seed = fold_seed(study_seed, trial, fold.number)
+            observer.step(fold.number, 0.0)  # where a worker that was asked to stop stops: this fold has not begun
             self.begin(trial, fold.number, seed)
             for step in range(1, 11):
                 if self.seconds:
