@@ -12,7 +12,7 @@ TAKES.evaluate   := $(STUDY_TAKES)
 TAKES.result     := $(STUDY_TAKES)
 TAKES.compare    := STUDIES OVERRIDES
 TAKES.hpo_status := STUDY
-TAKES.demo       := AUG
+TAKES.demo       := AUG N_TRIALS
 TAKES.dashboard  := STUDY PORT
 TAKES.lab        := ROOT IP PORT
 TAKES.benchmark  := DEVICE SIZE WORKS
@@ -86,11 +86,12 @@ endif
 .NOTPARALLEL:
 
 ##@ Running
-demo: assets ## search on real posts (10 trials, minutes) and score the winner; results in studies/demo/ [AUG=1: with augmentation]
+demo: assets ## search on real posts (10 trials, minutes) and score the winner; results in studies/demo/ [N_TRIALS=; AUG=1: with augmentation]
 	@case "$$AUG" in ''|0) name=demo ;; 1) name=demo_aug ;; \
 	  *) echo "AUG=$$AUG is not supported: set AUG=1 to search with augmentation, or AUG=0" >&2; exit 2 ;; esac; \
-	$(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml && \
-	exec $(PY) -m criteria_hpo.notebooks --study $$name --params studies/params/$$name.yaml --template studies/evaluate.ipynb
+	set -- --study $$name --params studies/params/$$name.yaml; \
+	[ -z "$$N_TRIALS" ] || set -- "$$@" "n_trials=$$N_TRIALS"; \
+	$(NOTEBOOK) && exec $(NOTEBOOK) --template studies/evaluate.ipynb
 
 NOTEBOOK = $(PY) -m criteria_hpo.notebooks "$$@"
 hpo: study-name venv ## run a study: STUDY=name [DATA= DATA_PATH= MODEL= N_TRIALS= PRESET= OVERRIDES= PARAMS=]

@@ -425,7 +425,8 @@ def test_make_takes_nothing_from_the_environment() -> None:
 @pytest.mark.parametrize(("aug", "study"), [("", "demo"), ("0", "demo"), ("1", "demo_aug"), ("yes", None)])
 def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
     shell = composed("demo", f"AUG={aug}", "PY=echo")
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=os.environ | {"AUG": aug})
+    env = os.environ | {"AUG": aug}
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, env=env)
     assert composed("demo", AUG="1") == composed("demo"), "the environment decides nothing"
     if study is None:
         assert done.returncode == 2 and done.stderr.startswith("AUG=yes is not supported: set AUG=1")
@@ -433,6 +434,8 @@ def test_make_demo_augments_on_demand(aug: str, study: str | None) -> None:
         search = f"-m criteria_hpo.notebooks --study {study} --params studies/params/{study}.yaml"
         assert done.stdout == f"{search}\n{search} --template studies/evaluate.ipynb\n"
         assert (ROOT / "studies" / "params" / f"{study}.yaml").exists()
+        more = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True, env=env | {"N_TRIALS": "20"})
+        assert more.stdout == done.stdout.replace(".yaml", ".yaml n_trials=20")
 
 
 def test_make_result_searches_and_evaluates() -> None:
@@ -467,7 +470,7 @@ REJECTED = {
     "hpo_status STUDYS=x": "make hpo_status does not accept STUDYS (did you mean STUDY?); it accepts STUDY.",
     "compare STUDIE=x": "make compare does not accept STUDIE (did you mean STUDIES?); it accepts STUDIES OVERRIDES, and",
     "compare STUDIES=x N_TRIALS=3": "make compare does not accept N_TRIALS",
-    "demo N_TRIALS=3": "make demo does not accept N_TRIALS; it accepts AUG.",
+    "demo N_TRIAL=3": "make demo does not accept N_TRIAL (did you mean N_TRIALS?); it accepts AUG N_TRIALS.",
     "lab AUG=1": "make lab does not accept AUG; it accepts ROOT IP PORT.",
     "test STUDY=x": "make test does not accept STUDY; it accepts only PYTHON and TORCH_INDEX.",
     "N_TRIALS=3": "make help does not accept N_TRIALS",
