@@ -21,6 +21,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     # unknown names
     "training.num_epoch=3": ("unknown setting training.num_epoch", "did you mean 'training.num_epochs'"),
     "trainig.num_epochs=3": ("unknown setting trainig.num_epochs", "did you mean 'training.num_epochs'"),
+    "model.adapter.kind=lora": ("unknown setting model.adapter.kind; write model.adapter.type=lora",),
+    "+model.adapter.rank=8": ("unknown setting model.adapter.rank; its keys are type, r, ",),
     "+zebra=1": ("unknown setting zebra",),
     "hpo.default_setting.learning_rat=1e-3": ("did you mean 'hpo.default_setting.learning_rate'",),
     "command=hop": ("command=hop", "did you mean 'hpo'"),

@@ -6,6 +6,7 @@
 __all__ = ['quantised', 'is_quantised', 'dense_weight', 'quantise_layers', 'whole_layers']
 
 # %% ../../nbs/adapters/30_quantised.ipynb #d058f17c
+import logging
 import re
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # %% ../../nbs/adapters/30_quantised.ipynb #a66fbd01
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a product that is not used is missing
+
+
 def quantised(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     "The same layer with its weights in 4 bits on the same device, frozen, which computes in `dtype`."
     import bitsandbytes as bnb  # of the extra `lora`

@@ -23,7 +23,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
-from ..core.errors import DEBUG_VARIABLE, ConfigError, StudyError, did_you_mean, logger, permitted, schema_at
+from criteria_hpo.core.errors import (
+    DEBUG_VARIABLE,
+    ConfigError,
+    StudyError,
+    did_you_mean,
+    logger,
+    permitted,
+    schema_at,
+    setting_hint,
+)
 
 # %% ../../nbs/config/20_overrides.ipynb #e74cd5fd
 def safe_url(url: str) -> str:
@@ -258,7 +267,7 @@ def hydra_line(err: Exception, overrides: list[str], model: type[BaseModel]) -> 
     if options := choices_of(name):
         return f"{name}={safe_url(value)}: must be one of {', '.join(options)}"
     if found := re.search(r"Could not (?:override|append to config) '?([\w.@/]*\w)'?", str(err)):
-        return f"unknown setting {found[1]}{did_you_mean(found[1], all_settings(model))}"
+        return f"unknown setting {found[1]}{setting_hint(found[1], value, all_settings(model), model)}"
     schema = schema_at(model, name.split(".")) or {}
     if schema.get("type") == "object" and "description" in schema and "properties" not in schema:
         return f"{name}={safe_url(value)}: must be {permitted(schema)}"
