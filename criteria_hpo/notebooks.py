@@ -179,10 +179,9 @@ def study_parameters(
     own = read_parameters(known, params_file, assignments) | {"study": study}
     new = read_parameters(known, defaults, []) | own
     notebook = study_dir(config_from_parameters(**{**known, **new})) / "hpo.ipynb"
-    if params_file or not (stored := stored_parameters(notebook, known)):
+    stored = stored_parameters(notebook, known) if (notebook.parent / "study.log").is_file() else {}  # one that has begun
+    if params_file or not stored or own.get("data", stored.get("data")) != stored.get("data"):
         return new
-    if own.get("data", stored.get("data")) != stored.get("data"):
-        stored.pop("data_path", None)
     given = stored | own
     words = [f"{name}={shlex.quote(str(value))}" for name, value in {**known, **given}.items() if value != (known | new)[name]]
     if words:

@@ -112,6 +112,7 @@ def reject_changes(name: str, changes: dict[str, str], allowed: bool | list[str]
     "Raise a `StudyError` with the change unless every change is allowed; `mode`: the study's `hpo.mode`."
     paths = _forbidden(changes, allowed)
     if {"hashes.data", "data.name"} & {*paths}:
+        paths = [path for path in paths if path.startswith("data.")] or paths
         raise StudyError(f"study '{name}' holds trials on other data ({_shown(changes, paths)}); {NEW_STUDY}, or {REPEAT}")
     _reject_fixed(name, changes, mode)
     if paths:
