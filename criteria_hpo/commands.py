@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'pairs_table', 'copies_table', 'command_check_data', 'com
            'command_dashboard']
 
 # %% ../nbs/40_commands.ipynb #6be8957c
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,6 +172,7 @@ def command_train(cfg: Config) -> None:
     "Cross-validate one setting, hpo.default_setting, without search or pruning."
     with quick_imports():
         from criteria_hpo.execution.single_setting import folds_table, train_setting
+        from criteria_hpo.results.learning import setting_remark
 
     trained = train_setting(cfg)
     table, metric = folds_table(trained.folds), cfg.hpo.metric
@@ -180,6 +182,8 @@ def command_train(cfg: Config) -> None:
     setting = ", ".join(f"{name}={format_value(value)}" for name, value in cfg.hpo.default_setting if value is not None)
     show(f"\nSetting: {setting}")
     print(f"{in_words(metric)} {table.loc['mean', 'score']:.4f}, {spread}")
+    if remark := setting_remark(trained.folds, metric):
+        show(remark)
     print(f"Stored in {trained.path}; the same command prints it again without training")
 
 # %% ../nbs/40_commands.ipynb #953bb78a
@@ -313,6 +317,8 @@ def command_mlflow(cfg: Config) -> None:
     task = mlflow_task(cfg)
     sent = send_task(task)
     print(f"{sent.changed:,} of {sent.trials:,} trials sent to {safe_url(task['uri'])}; the others were there")
+    if task["uri"].startswith("sqlite:"):
+        print(f"To see them, with the full MLflow installed elsewhere: mlflow ui --backend-store-uri {shlex.quote(task['uri'])}")
 
 # %% ../nbs/40_commands.ipynb #aa300c2f
 def command_dashboard(cfg: Config) -> None:
