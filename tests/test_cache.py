@@ -107,7 +107,7 @@ def test_assets_cost_little_when_they_are_there(tell):
     assert seconds < 2
 
 
-@pytest.mark.parametrize(("target", "first"), [("demo", "criteria_hpo.notebooks --study"), ("test", "pytest"), ("assets", None)])
+@pytest.mark.parametrize(("target", "first"), [("demo", "criteria_hpo.notebooks"), ("test", "pytest"), ("assets", None)])
 def test_make_begins_with_the_assets(target, first):
     said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     (at,) = [n for n, line in enumerate(said) if line.endswith("command=assets")]
