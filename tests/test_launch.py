@@ -141,7 +141,7 @@ def in_job(job) -> tuple[psutil.Process, psutil.Process] | None:
 
 def test_submitit_job_killed_and_job_preempted(server, tmp_path, tell, monkeypatch):
     """A killed job is submitted again; a preempted one commits its fold, and goes on as the same job."""
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="needs the extra slurm")
     study = ToyStudy(server, tmp_path, "slurm", n_trials=10, seconds=0.3)
     executor = make_executor(tmp_path / "jobs", requests(study.cfg.launch, 1, "toy"), cluster="local")
     placement, dead, warned = Remembered(executor, study.task, 5.0), {}, []
@@ -192,7 +192,7 @@ def add_node(cluster, **given):
 @pytest.fixture(scope="module")
 def cluster():
     """A head with two CPUs, as processes of this machine."""
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs the extra ray")
     import ray
     from ray.cluster_utils import Cluster
 

@@ -49,7 +49,7 @@ def test_the_pipeline_gives_the_same_probability(model: Path) -> None:
     assert np.abs(own - [each["score"] for each in found]).max() < 1e-6 and np.ptp(own) > 1e-3
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="needs the extra bench")
 def test_cross_encoder_gives_the_same_probability(model: Path) -> None:
     from sentence_transformers import CrossEncoder
 
