@@ -25,6 +25,7 @@ EARLY = WaitingKernel(LIBRARIES) if __name__ == "__main__" and "__file__" in glo
 from .config.overrides import safe_url
 from criteria_hpo.config.parameters import (
     config_from_parameters,
+    papermill_facts,
     read_parameters,
     split_overrides,
     stored_parameters,
@@ -135,10 +136,7 @@ def _run_papermill(template: str | Path, output: Path, parameters: dict[str, Any
 # %% ../nbs/50_notebooks.ipynb #17ce9d51
 def is_complete(notebook: Path) -> bool:
     "Return whether the file is a notebook that papermill has executed to its end."
-    try:
-        about = nbformat.read(notebook, as_version=4).metadata.get("papermill", {})
-    except (OSError, ValueError, nbformat.validator.ValidationError):
-        return False
+    about = papermill_facts(notebook)
     return about.get("end_time") is not None and not about.get("exception")
 
 

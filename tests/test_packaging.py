@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import zipfile
-from configparser import ConfigParser
+from configparser import ConfigParser, SectionProxy
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -29,9 +29,16 @@ def test_wheel_has_script_and_licence(wheel: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def optional_extras(config: ConfigParser) -> list[str]:
+def settings(root: Path) -> SectionProxy:
+    """What settings.ini says."""
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(root / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def optional_extras(config: SectionProxy) -> list[str]:
     """The extras of settings.ini but for the tools of development."""
-    found = [key.removesuffix("_requirements") for key in config["DEFAULT"] if key.endswith("_requirements")]
+    found = [key.removesuffix("_requirements") for key in config if key.endswith("_requirements")]
     return sorted(set(found) - {"dev"})
 
 
@@ -39,12 +46,11 @@ def test_wheel_offers_every_extra_and_all_of_them_together(root: Path, wheel: Pa
     """A message names the extra `lora`; pip only warns about an extra that it does not know."""
     archive = zipfile.ZipFile(wheel)
     metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
-    config = ConfigParser(delimiters=["="], interpolation=None)
-    config.read(root / "settings.ini", encoding="utf-8")
+    config = settings(root)
     offered = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
     assert offered == {"dev", "all", *optional_extras(config)} and len(offered) == 9
     together = re.findall(r"^Requires-Dist: (\S+).*extra == ['\"]all['\"]", metadata, re.MULTILINE)
-    wanted = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in optional_extras(config))
+    wanted = " ".join(config[f"{extra}_requirements"] for extra in optional_extras(config))
     assert {normalised(item) for item in together} == {normalised(item) for item in wanted.split()}
     source = "".join(path.read_text(encoding="utf-8") for path in root.glob("criteria_hpo/**/*.py"))
     assert {"lora", "onnx", "mlflow"} <= set(re.findall(r"(?:extra_hint|check_extra)\(['\"](\w+)", source)) <= offered
@@ -60,9 +66,8 @@ def test_constraints_pin_every_requirement_and_theirs(root: Path) -> None:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "a line is no plain pin"
     pins = {normalised(line) for line in lines}
-    config = ConfigParser(delimiters=["="], interpolation=None)
-    config.read(root / "settings.ini", encoding="utf-8")
-    direct = (config["DEFAULT"]["requirements"] + " " + config["DEFAULT"]["dev_requirements"]).split()
+    config = settings(root)
+    direct = (config["requirements"] + " " + config["dev_requirements"]).split()
     needed = {normalised(requirement) for requirement in direct}
     for name in sorted(needed - {"torch"}):  # torch's own list is that of its CPU or its CUDA build
         needed |= {normalised(line) for line in requires(name) or [] if ";" not in line}
@@ -82,10 +87,9 @@ def imported(root: Path) -> set[str]:
 
 def test_requirements_name_what_the_package_imports(root: Path) -> None:
     """A wheel installed without the tools of development has all that it imports, and not by the grace of another package."""
-    config = ConfigParser(delimiters=["="], interpolation=None)
-    config.read(root / "settings.ini", encoding="utf-8")
-    required = {normalised(requirement) for requirement in config["DEFAULT"]["requirements"].split()}
-    extras = " ".join(config["DEFAULT"][f"{extra}_requirements"] for extra in optional_extras(config))
+    config = settings(root)
+    required = {normalised(requirement) for requirement in config["requirements"].split()}
+    extras = " ".join(config[f"{extra}_requirements"] for extra in optional_extras(config))
     optional = {normalised(requirement) for requirement in extras.split()} | {"mlflow"}  # which mlflow-skinny provides
     owners = {name: {normalised(owner) for owner in found} for name, found in packages_distributions().items()}
     needed = {name for name in imported(root) if normalised(name) not in optional}

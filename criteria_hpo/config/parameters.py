@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_overrides', 'config_from_parameters', 'work_in_checkout', 'config_text', 'config_details',
-           'template_parameters', 'read_yaml', 'read_parameters', 'stored_parameters']
+           'template_parameters', 'read_yaml', 'read_parameters', 'papermill_facts', 'stored_parameters']
 
 # %% ../../nbs/config/60_parameters.ipynb #5b0458f2
 import os
@@ -140,11 +140,16 @@ def read_parameters(known: dict[str, Any], params_file: str | Path | None, assig
     return values
 
 # %% ../../nbs/config/60_parameters.ipynb #7b1c02ab
-def stored_parameters(notebook: Path, known: dict[str, Any]) -> dict[str, Any]:
-    "The parameters that an executed notebook was given, without those that the template does not have; none where it has none."
+def papermill_facts(notebook: Path) -> dict[str, Any]:
+    "What papermill wrote into an executed notebook about its run; nothing for a file that is not one."
     nbformat = import_nbformat()
     try:
-        about = nbformat.read(notebook, as_version=4).metadata.get("papermill", {})
-        return {name: value for name, value in about.get("parameters", {}).items() if name in known}
+        return dict(nbformat.read(notebook, as_version=4).metadata.get("papermill", {}))
     except (OSError, ValueError, AttributeError, LookupError, TypeError, nbformat.ValidationError):
         return {}
+
+
+def stored_parameters(notebook: Path, known: dict[str, Any]) -> dict[str, Any]:
+    "The parameters that an executed notebook was given, without those that the template does not have; none where it has none."
+    given = papermill_facts(notebook).get("parameters")
+    return {name: value for name, value in given.items() if name in known} if isinstance(given, dict) else {}

@@ -184,12 +184,12 @@ def as_json(value: str) -> str:
 def figure_html(chart: Chart, name: str) -> str:
     "Return the chart as an HTML figure with its caption; `name`: the id, of letters and underscores."
     height = chart.rows * chart.height + 40
-    alt, note = escape(chart.alt), escape(chart.note)
+    alt = escape(chart.alt)
     return (
         f'<figure id="{name}"><div class="frame"><div class="chart" id="chart_{name}" role="img" aria-label="{alt}" tabindex="0" '
         f'data-height="{height}" data-panel="{chart.height}" data-panels="{len(chart.panels)}" '
         f'data-named="{len(chart.named)}" style="height:{height}px"></div></div>\n'
-        f"<figcaption>{alt}{' ' + note if note else ''}</figcaption></figure>\n"
+        f"<figcaption>{escape(chart.words)}</figcaption></figure>\n"
         f'<script type="application/json" data-chart="chart_{name}">{as_json(str(web_figure(chart).to_json()))}</script>\n'
     )
 

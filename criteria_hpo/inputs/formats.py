@@ -26,10 +26,15 @@ from .repairs import drop_removed, majority, unify_ids
 from .tables import read_table
 
 # %% ../../nbs/inputs/80_formats.ipynb #21aefd5f
+def _text_hash(text: str) -> str:
+    "Return 16 hex digits of a text's hash."
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def text_ids(texts: pd.Series, prefix: str) -> pd.Series:
     """Return `prefix_` and 16 hex digits of the SHA-256 of each text; runs of white space count as one blank."""
     plain = texts.map(lambda text: text_key(str(text)))
-    return plain.map(lambda text: f"{prefix}_{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+    return plain.map(lambda text: f"{prefix}_{_text_hash(text)}")
 
 # %% ../../nbs/inputs/80_formats.ipynb #3f0b40a8
 LONGEST_ID = 24
@@ -48,7 +53,7 @@ def _short_name(text: str) -> tuple[str, bool]:
 def criterion_ids(texts: pd.Series) -> pd.Series:
     """Return an id for each text of a criterion: its first words, and of its hash what makes the id one of this text only."""
     plain = texts.map(lambda text: text_key(str(text)))
-    hashes = {text: hashlib.sha256(text.encode()).hexdigest() for text in plain.unique()}
+    hashes = {text: _text_hash(text) for text in plain.unique()}
     names = {text: _short_name(text) for text in hashes}
     times = Counter(name for name, _ in names.values())
     alone = {text for text, (name, cut) in names.items() if not cut and times[name] == 1}
@@ -56,7 +61,7 @@ def criterion_ids(texts: pd.Series) -> pd.Series:
     again = Counter(ids.values())
     for text, (name, _) in names.items():
         if not name or again[ids[text]] > 1:
-            ids[text] = f"{name or 'criterion'}_{hashes[text][:16]}"
+            ids[text] = f"{name or 'criterion'}_{hashes[text]}"
     return plain.map(ids)
 
 # %% ../../nbs/inputs/80_formats.ipynb #09f7bb23

@@ -239,7 +239,7 @@ class ColumnTpeSampler(DeclaredTpeSampler):
 
     def __init__(self, ranges: Mapping[str, BaseDistribution] | None = None, **options: Any):
         super().__init__(ranges, **options)
-        self._group_decomposed_search_space = DeclaredRanges(ColumnSpace(), ranges or {})
+        self._group_decomposed_search_space.found = ColumnSpace()
         self._parzen_estimator_cls = RowParzenEstimator
 
     def _sample_relative(
