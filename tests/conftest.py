@@ -62,15 +62,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput["told"] = session.config.stash.get(TOLD, {})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_surroundings() -> Iterator[None]:
+    """Each file starts with the environment, the threads and the verbosity of the first: which files share a process varies."""
+    import optuna
+    import torch
+
+    environment, threads, verbosity = dict(os.environ), torch.get_num_threads(), optuna.logging.get_verbosity()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(verbosity)
+
+
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """One thread of PyTorch: the matrices are too small for more, and a sum then has the same order in each process."""
     import torch
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(optionalhook=True)
