@@ -30,7 +30,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from .meter import Meter
 from .work import Order, folds_crc, read_folds, read_pairs
 from ..config.hparams import HParams
-from ..core.errors import ModelError, extra_hint
+from ..core.errors import check_extra
 from ..core.seeds import derived_seed
 from ..data.folds import Fold
 from ..model.dropout import set_dropout
@@ -172,13 +172,12 @@ def grouped_sampler(dataset: Any, batch_size: int, drop_last: bool, generator: A
 
 
 def run_cross_encoder(order: Order, meter: Meter) -> dict[str, Any]:
-    "Search the settings with `CrossEncoderTrainer`: scores and checksum. Raises a `ModelError` if it is not installed."
-    try:
-        from datasets import Dataset
-        from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
-        from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-    except ImportError:
-        raise ModelError(f"sentence-transformers is not installed; {extra_hint('bench')}") from None
+    "Search the settings with `CrossEncoderTrainer`: scores and checksum. Raises a `ConfigError` without the extra."
+    check_extra("bench", "the comparison with CrossEncoderTrainer", "sentence_transformers", "datasets")
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
     pairs, path = read_pairs(order.folder), f"{order.folder}/encoder"
     columns = pairs.assign(label=pairs.label.astype(float))
 

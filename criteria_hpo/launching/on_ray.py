@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config.other_commands import LaunchConfig
-from ..core.errors import ConfigError, extra_hint, logger
+from ..core.errors import ConfigError, check_extra, logger
 from .keep_running import NotStarted
 from .worker_task import Ended, WorkerTask, run_task
 
@@ -40,21 +40,14 @@ def _quiet(data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
     for text in data.get("lines", [])[:1]:
         logger.info("Ray: %s", str(text).strip().split("\n")[0][:200])
 
-
-def _import_ray() -> Any:
-    "Return the module. Raises a `ConfigError` without the extra."
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(f"launch.launcher=ray: Ray is not installed; {extra_hint('ray')}, here and on every node") from None
-    return ray
-
 # %% ../../nbs/launching/40_on_ray.ipynb #20bd6c9b
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
     "Yield the module `ray`, connected to a cluster while the body runs. Raises a `ConfigError` where there is none."
-    ray = _import_ray()
+    check_extra("ray", "launch.launcher=ray, here and on every node,", "ray")
     check_address(address)
+    import ray
+
     before, main = signal.getsignal(signal.SIGTERM), threading.current_thread() is threading.main_thread()
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")

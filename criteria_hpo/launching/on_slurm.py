@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.other_commands import LaunchConfig
-from ..core.errors import ConfigError, did_you_mean, extra_hint
+from ..core.errors import ConfigError, check_extra, did_you_mean
 from .keep_running import NotStarted
 from .worker_task import Ended, WorkerTask, end_in_time, run_task
 
@@ -63,21 +63,14 @@ def requests(launch: LaunchConfig, cpus: int, name: str) -> dict[str, Any]:
     return options | {"slurm_signal_delay_s": NOTICE} | {f"slurm_{key}": value for key, value in launch.slurm.items()}
 
 # %% ../../nbs/launching/50_on_slurm.ipynb #02d08f2d
-def _import_submitit() -> Any:
-    "Return the module. Raises a `ConfigError` without the extra."
-    try:
-        import submitit
-    except ImportError:
-        raise ConfigError(f"launch.launcher=slurm: submitit is not installed; {extra_hint('slurm')}") from None
-    return submitit
-
-
 def make_executor(folder: Path, options: dict[str, Any], cluster: str = "slurm") -> Any:
     """Return submitit's executor, with scripts and logs in `folder`. `cluster`: slurm, or local for processes of this machine.
 
     Raises a `ConfigError` where there is no Slurm, or for an option that submitit does not know.
     """
-    submitit = _import_submitit()
+    check_extra("slurm", "launch.launcher=slurm", "submitit")
+    import submitit
+
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **{f"{cluster}_max_num_timeout": WITHOUT_LIMIT})
         executor.update_parameters(**options)
@@ -112,9 +105,11 @@ class OnSlurm:
 
     def ended(self, handle: Any) -> Ended | None:
         "Return how the job ended, or None while it waits, runs or is in the queue again."
+        from submitit.core.utils import UncompletedJobError
+
         try:
             return handle.result() if handle.done() else None
-        except _import_submitit().core.utils.UncompletedJobError as err:
+        except UncompletedJobError as err:
             lines = [line for line in str(err).split("\n") if line and not line[0].isspace() and "Error" in line]
             return Ended(None, f"job {handle.job_id} {handle.state}{': ' if lines else ''}{lines[-1] if lines else ''}")
 

@@ -12,7 +12,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from ..core.errors import ConfigError, extra_hint
+from ..core.errors import ConfigError, check_extra
 from ..storage.database import open_storage
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -42,11 +42,9 @@ def read_only(app: App) -> App:
 # %% ../../nbs/live/70_dashboard.ipynb #d945f4b9
 def dashboard_app(url: str) -> App:
     "Return the dashboard of a database as an application that only reads. Raises a `ConfigError` without the extra."
-    try:
-        from optuna_dashboard import wsgi
-    except ImportError as err:
-        missing = "optuna-dashboard is not installed" if err.name == "optuna_dashboard" else str(err)
-        raise ConfigError(f"command=dashboard: {missing}; {extra_hint('dashboard')}") from None
+    check_extra("dashboard", "command=dashboard", "optuna_dashboard")
+    from optuna_dashboard import wsgi
+
     return read_only(wsgi(open_storage(url)))
 
 
