@@ -44,7 +44,8 @@ from criteria_hpo.confirmation.test_scores import (
     post_scores,
     reliability_table,
     split_sizes,
-    test_sentences,
+    test_remarks,
+    test_verdicts,
 )
 from .winner import Scores, choose_winner, confirmed_scores, confirmed_table, refit_epochs
 from ..core.errors import log_event
@@ -104,7 +105,7 @@ LARGEST = 20
 
 @dataclass(frozen=True)
 class Result:
-    "What an evaluation found; `model`: its folder; `tables`: by name, those of the test only with a test."
+    "What an evaluation found; `model`: its folder; `tables`: by name, and `verdicts`: by rival, of the test only with a test."
 
     confirmed: pd.DataFrame
     four: pd.DataFrame
@@ -112,6 +113,7 @@ class Result:
     metric: str
     model: Path
     tables: Tables = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)
 
     @property
     def shown(self) -> pd.DataFrame:
@@ -138,9 +140,7 @@ class Result:
         rivals = own.drop(index=[WINNER, ENSEMBLE, DEFAULT], errors="ignore").estimate.fillna(-1.0)
         rival, title, row = str(rivals.idxmax()), METRIC_TABLE[self.metric].title, own.loc[WINNER]
         score = f"Test: {title} of the winner {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
-        order = self.tables["differences"].query("metric == @self.metric").model.tolist()
-        verdicts = [sentence for sentence in self.sentences if sentence.startswith(f"On {title}")]
-        return [f"{score}, of the strongest baseline ({rival}) {own.estimate[rival]:.3f}.", verdicts[order.index(rival)]]
+        return [f"{score}, of the strongest baseline ({rival}) {own.estimate[rival]:.3f}.", self.verdicts[rival]]
 
     def text(self) -> str:
         "The result as plain text."
@@ -172,13 +172,13 @@ def models_digest(search: StudyRun, refits: list[Refit], held_out: HeldOut) -> s
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def score_test(confirmation: Confirmation, winner: int, digest: str, found: Models) -> tuple[Tables, list[str]]:
-    "Score the predictions of the test posts, which counts a look; return the tables and sentences, none without test posts."
+def score_test(confirmation: Confirmation, winner: int, digest: str, found: Models) -> tuple[Tables, dict[str, str], list[str]]:
+    "Score the predictions of the test posts, which counts a look; return tables, verdicts by rival and all sentences."
     search, (models, remarks) = confirmation.search, found
     cfg, metric = search.cfg, search.cfg.hpo.metric
     if search.data.test.empty:
         why = "There are no test posts (data.test_fraction=0), so there is no unbiased score to quote."
-        return {"sizes": split_sizes(search.data.dev, search.data.dev.head(0))}, [why]
+        return {"sizes": split_sizes(search.data.dev, search.data.dev.head(0))}, {}, [why]
     count_look(cfg, search.study, confirmation.candidates[winner].trial, digest)
     test = labelled_test(search.data.test, load_test(cfg, search.data), models)
     compared = differences(test, metric, cfg.seed)
@@ -194,7 +194,8 @@ def score_test(confirmation: Confirmation, winner: int, digest: str, found: Mode
     if ENSEMBLE in models and not cfg.evaluate.ensemble:
         used = "model/ holds the first one, with evaluate.ensemble=true all"
         remarks = [*remarks, f"{ENSEMBLE}: the mean of all refits of the winner; {used}."]
-    return tables, [*test_sentences(test, compared, metric), *remarks, looks_line(search.study)]
+    verdicts = test_verdicts(test, compared, metric)
+    return tables, verdicts, [*test_remarks(test), *verdicts.values(), *remarks, looks_line(search.study)]
 
 
 def _four(confirmation: Confirmation, scores: Scores, winner: int, plan: Plan, overall: pd.DataFrame) -> pd.DataFrame:
@@ -247,14 +248,14 @@ def evaluate(cfg: Config, data: Data | None = None) -> Result:
             held_out = held_out_runs(confirmation, winner, plan)
             log_event("evaluation", stage="test")
             found = predicted_models(confirmation, refits, held_out)
-            tables, sentences = score_test(confirmation, winner, models_digest(search, refits, held_out), found)
+            tables, verdicts, sentences = score_test(confirmation, winner, models_digest(search, refits, held_out), found)
             overall = tables.get("overall", pd.DataFrame())
             four = _four(confirmation, scores, winner, plan, overall)
             confirmed, n = confirmed_table(confirmation, scores, winner), int(scores.complete.sum())
         metric = search.cfg.hpo.metric
         bias = bias_sentence(four, METRIC_TABLE[metric].title, n, len(looks_of(search.study)))
         model = final_model(search, plan["winner"], found, four, overall)
-        result = Result(confirmed, four, [bias, *sentences], metric, model, tables)
+        result = Result(confirmed, four, [bias, *sentences], metric, model, tables, verdicts)
         write_result(search.cfg, result)
         store_results(search.cfg, search.study, result.text(), confirmation.candidates[winner].trial, result.headline)
         write_manifest(search.cfg, search.study)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_SWAPS', 'CRITERION_DIFFERENCES', 'SIZES', 'Test', 'labelled_test', 'overall_scores', 'criterion_scores',
            'post_scores', 'with_holm', 'differences', 'criterion_differences', 'reliability_table', 'split_sizes',
-           'constant_remarks', 'test_sentences']
+           'constant_remarks', 'test_remarks', 'test_verdicts']
 
 # %% ../../nbs/confirmation/70_test_scores.ipynb #56e4595e
 from dataclasses import dataclass
@@ -195,16 +195,20 @@ def constant_remarks(test: Test) -> list[str]:
             found.append(f"{name}: {one} of {counted(len(runs), 'model')} answered all pairs alike; F1 and MCC say nothing.")
     return found
 
+# %% ../../nbs/confirmation/70_test_scores.ipynb #5d90e2f1
+def test_remarks(test: Test) -> list[str]:
+    "Return sentences on the test itself: its size, what few groups allow, and models that tell nothing apart."
+    n_groups, positive = test.pairs.group_id.nunique(), int(test.pairs.label.sum())
+    size = f"Test: {counted(len(test.pairs), 'pair')}, {positive:,} positive, {counted(n_groups, 'group')}."
+    return [size, *group_remarks(n_groups), *constant_remarks(test)]
 
-def test_sentences(test: Test, found: pd.DataFrame, metric: str) -> list[str]:
-    "Return sentences: the size of the test, remarks, and the winner against each other model on the study's metric."
-    n_groups, title = test.pairs.group_id.nunique(), METRIC_TABLE[metric].title
-    pairs, positive = counted(len(test.pairs), "pair"), int(test.pairs.label.sum())
-    size = f"Test: {pairs}, {positive:,} positive, {counted(n_groups, 'group')}."
-    lines = [size, *group_remarks(n_groups), *constant_remarks(test)]
-    own = found[found.metric == metric]
+# %% ../../nbs/confirmation/70_test_scores.ipynb #94ab3c5d
+def test_verdicts(test: Test, found: pd.DataFrame, metric: str) -> dict[str, str]:
+    "Return a sentence by model: the winner against it on the study's metric. `found`: the result of `differences`."
+    own, n_groups = found[found.metric == metric], test.pairs.group_id.nunique()
     family = f" (Holm, {len(own)} models)" if len(own) > 1 else ""
+    verdicts = {}
     for row in own.to_dict("records"):
         note = "" if np.isnan(row["p_holm"]) else f", permutation test p = {row['p_holm']:.3g}{family}"
-        lines.append(verdict(pd.Series(row), title, (WINNER, row["model"]), n_groups, note))
-    return lines
+        verdicts[row["model"]] = verdict(pd.Series(row), METRIC_TABLE[metric].title, (WINNER, row["model"]), n_groups, note)
+    return verdicts
