@@ -20,7 +20,7 @@ import PIL.Image
 from IPython.display import Markdown, display
 
 from ..core.formatting import in_words, readable
-from ..drawing.web import CONFIG
+from ..drawing.page import CONFIG
 from .plot_data import PLOTS, TWO_PLOTS
 from ..search.objectives import front_table, has_second
 

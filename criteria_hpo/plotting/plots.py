@@ -19,8 +19,8 @@ from ..core.errors import StudyError
 from ..core.figures import figures_folder
 from ..core.files import write_atomic
 from ..drawing.charts import Chart
+from ..drawing.page import chart_page
 from ..drawing.picture_files import picture_files
-from ..drawing.web import chart_page
 from . import parameter_charts, score_charts, trial_charts
 from .plot_data import TWO_PLOTS, not_yet, study_plots
 from ..search.objectives import one_objective

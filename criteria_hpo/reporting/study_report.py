@@ -20,7 +20,7 @@ from ..core.figures import embedded_library
 from ..core.files import read_object, write_atomic
 from ..core.formatting import format_seconds, in_words
 from ..drawing.charts import Chart
-from ..drawing.web import document, figure_html
+from ..drawing.page import document, figure_html
 from ..plotting.plot_data import complete_trials, metric_name
 from ..plotting.plots import study_charts
 from .markup import command, headline, paragraphs, section, stored_figure, table_html
