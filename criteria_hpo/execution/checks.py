@@ -86,7 +86,7 @@ def _early_remarks(data: Data) -> list[str]:
     n_groups = data.test.group_id.nunique()
     return group_remarks(n_groups) if 0 < n_groups < TOO_FEW_GROUPS else []
 
-
+# %% ../../nbs/execution/60_checks.ipynb #8ac81a70
 def part_remarks(cfg: Config, data: Data) -> list[str]:
     "Return a line where a setting, perhaps of a preset, leaves out groups of the user's own file."
     most, n_groups = cfg.data.max_groups, pd.concat([data.dev.group_id, data.test.group_id]).nunique()
@@ -94,7 +94,7 @@ def part_remarks(cfg: Config, data: Data) -> list[str]:
         return []
     return [f"data.max_groups={most}: at most that many groups of {cfg.data.path} are used; data.max_groups=null uses all"]
 
-
+# %% ../../nbs/execution/60_checks.ipynb #7bf0718b
 def objective_remarks(cfg: Config, data: Data) -> list[str]:
     "Return what the metric and its threshold mean for this study: folds that keep 0.5, and what racing assumes."
     labels, remarks = data.dev.label.to_numpy(), []
@@ -120,7 +120,7 @@ class CheckedStudy:
     remarks: list[str]
     model_error: ModelError | None = None
 
-
+# %% ../../nbs/execution/60_checks.ipynb #98654bff
 def check_study(cfg: Config, data: Data | None = None) -> CheckedStudy:
     "Run all checks on the study's data, which are read unless given. Raises `DataError` or `ConfigError`."
     check_augmentation(cfg, space := parse_space(cfg.hpo.search_space))

@@ -93,6 +93,9 @@ def _forbidden(changes: dict[str, str], allowed: bool | list[str]) -> list[str]:
         paths, key=lambda path: (path.startswith("hashes"), not path.startswith(("data.", "model.")), path != "data.name")
     )
 
+# %% ../../nbs/execution/50_identity.ipynb #a9db1e6c
+MOST = 80  # characters of a change in a message
+
 
 def _shown(changes: dict[str, str], paths: list[str]) -> str:
     "Return at most three of the changed settings, and the number of the others."
@@ -103,7 +106,6 @@ def _shown(changes: dict[str, str], paths: list[str]) -> str:
     return "; ".join(words) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")
 
 # %% ../../nbs/execution/50_identity.ipynb #5d1e07aa
-MOST = 80  # characters of a change in a message
 NEW_STUDY = "choose another hpo.study_name (make: STUDY=…) for a new study"
 REPEAT = "pass the settings it was begun with (make evaluate: the variables of make hpo)"
 
@@ -184,7 +186,7 @@ def _reject(cfg: Config, study: optuna.Study, changes: dict[str, str]) -> None:
     reject_space_changes(study, parse_space(cfg.hpo.search_space))
     reject_changes(name, changes, allowed, mode)
 
-
+# %% ../../nbs/execution/50_identity.ipynb #8378ea16
 def open_study(cfg: Config, data: Data, ledger: Ledger) -> optuna.Study:
     """Create the study, or open it after a check that nothing that determines its scores has changed.
 

@@ -86,7 +86,7 @@ def _sizes_to_use(study: optuna.Study) -> tuple[int, int] | None:
     logger.warning(line, 100 * study.user_attrs["gpu_share"], 100 * gpu_share())
     return None
 
-
+# %% ../../nbs/execution/70_study.ipynb #96403001
 def _with_stored_step(cfg: Config, setup: TrainingSetup, study: optuna.Study, begun: bool) -> TrainingSetup:
     "Return the setup with the study's attention and dropout masks, which are chosen here if the study is new."
     step, wanted = stored_step(study, begun), cfg.model.attention

@@ -41,6 +41,18 @@ def fail_orphaned_trials(study: optuna.Study, ledger: Ledger, lease: Lease | Non
     return len(orphans)
 
 # %% ../../nbs/execution/30_worker.ipynb #cc032a1a
+def _end_trial(study: optuna.Study, number: int, reason: str) -> tuple[TrialState, float | None]:
+    "Fail the trial with this id unless it has ended; return its state and value."
+    trial = optuna.trial.Trial(study, number)
+    stored = stored_trial(trial)
+    if stored.state.is_finished():
+        return stored.state, first_value(stored)
+    with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over since; `ledger.finish` raises `LeaseLost`
+        trial.set_user_attr("fail_reason", reason)
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    return TrialState.FAIL, None
+
+# %% ../../nbs/execution/30_worker.ipynb #db2f9e01
 PROCESS_DIED = "the process ended without an error message: killed, or out of memory"
 
 
@@ -53,18 +65,6 @@ def give_up(study: optuna.Study, ledger: Ledger, lease: Lease) -> str:
     logger.warning("Slot %d: %s; another trial takes its place", lease.slot, reason)
     log_event("given up", slot=lease.slot, reason=reason)
     return reason
-
-
-def _end_trial(study: optuna.Study, number: int, reason: str) -> tuple[TrialState, float | None]:
-    "Fail the trial with this id unless it has ended; return its state and value."
-    trial = optuna.trial.Trial(study, number)
-    stored = stored_trial(trial)
-    if stored.state.is_finished():
-        return stored.state, first_value(stored)
-    with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over since; `ledger.finish` raises `LeaseLost`
-        trial.set_user_attr("fail_reason", reason)
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    return TrialState.FAIL, None
 
 # %% ../../nbs/execution/30_worker.ipynb #542f254c
 def error_location(err: BaseException) -> str:

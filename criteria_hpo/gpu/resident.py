@@ -48,7 +48,7 @@ def _of_pairs(tokens: ResidentTokens, pairs: np.ndarray, chunks: np.ndarray | No
     own = {} if chunks is None else {"chunks": torch.from_numpy(chunks).to(tokens.device, non_blocking=True)}
     return {"labels": tokens.labels[chosen]} | own
 
-
+# %% ../../nbs/gpu/10_resident.ipynb #ddace67d
 def collate_resident(tokens: ResidentTokens, pairs: np.ndarray, width: int | None = None) -> dict[str, Tensor]:
     """A batch of b pairs on the device of the tokens, padded to `width` (by default the longest row); as `collate`.
 

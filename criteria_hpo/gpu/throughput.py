@@ -61,7 +61,7 @@ def throughput(config: PretrainedConfig, lengths: np.ndarray, seconds: float, pe
     needed = sum(model_flops_per_token(config, float(length)) * float(length) for length in lengths)
     return Throughput(float(lengths.sum()) / seconds, needed / seconds / peak)
 
-
+# %% ../../nbs/gpu/40_throughput.ipynb #93111416
 def lengths_like(mean: float, longest: int, n: int, seed: int = 0) -> np.ndarray:
     "n lengths from a log-normal distribution with this mean and a deviation of 0.75 of the logarithm, cut at `longest`."
     drawn = np.random.default_rng(seed).lognormal(np.log(mean) - 0.75**2 / 2, 0.75, n)

@@ -49,7 +49,7 @@ def _short_name(text: str) -> tuple[str, bool]:
         return name, False
     return name[: LONGEST_ID + 1].rpartition("_")[0] or name[:LONGEST_ID], True
 
-
+# %% ../../nbs/inputs/80_formats.ipynb #26339a6d
 def criterion_ids(texts: pd.Series) -> pd.Series:
     """Return an id for each text of a criterion: its first words, and of its hash what makes the id one of this text only."""
     plain = texts.map(lambda text: text_key(str(text)))

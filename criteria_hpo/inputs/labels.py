@@ -130,7 +130,7 @@ def lock_labels(table: pd.DataFrame, data: DataConfig, criteria: Mapping[str, st
 _STRING = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BETWEEN = re.compile(r"(?:[\s,]|None|nan|NaN|null)*")
 
-
+# %% ../../nbs/inputs/40_labels.ipynb #da553cdb
 def _parse_list(cell: str) -> list | None:
     """Return the entries of a list of strings in the syntax of JSON, Python or NumPy; None for any other text."""
     try:

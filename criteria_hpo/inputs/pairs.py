@@ -45,13 +45,13 @@ def _plain(name: str) -> str:
     "Return the letters and digits of a name, in lower case."
     return re.sub(r"[\W_]", "", name.casefold())
 
-
+# %% ../../nbs/inputs/60_pairs.ipynb #43dc23d7
 def _is_sentence(cell: str) -> bool:
     "Return whether a cell of row 1 may be text of a post. One or two words with a question mark are a name, as in `sleep?`."
     words = len(cell.split())
     return len(cell) > 40 or words > 3 or cell.endswith((*".!…",)) or (cell.endswith("?") and words > 2)
 
-
+# %% ../../nbs/inputs/60_pairs.ipynb #b0ec0b41
 def _list_columns(found: list[str], wanted: Iterable[str] = ()) -> str:
     """Return the end of an error message about columns: the names in the file, or a hint if they do not look like names."""
     numbers = sum(name.isdecimal() for name in found)  # three or more may be criteria 1, 2, 3, ...
@@ -72,7 +72,7 @@ def _similar(absent: list[str], found: list[str], names: Mapping[str, str | None
         similar[column] = did_you_mean(column, free)
     return similar
 
-
+# %% ../../nbs/inputs/60_pairs.ipynb #73b41111
 def _missing_columns(
     absent: list[str],
     found: list[str],

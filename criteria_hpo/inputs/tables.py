@@ -175,7 +175,7 @@ READ_ERRORS = (
     *(RuntimeError, NotImplementedError),  # a zip archive with a password, or with a rare method of compression
 )
 
-
+# %% ../../nbs/inputs/20_tables.ipynb #ac05195d
 def read_error(err: Exception, path: Path, setting: str) -> DataError:
     """Return the DataError for an exception of the file system or of a decompressor."""
     if isinstance(err, FileNotFoundError):

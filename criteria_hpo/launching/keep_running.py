@@ -48,7 +48,7 @@ def pause_before(restart: int) -> float:
     "Return the seconds to wait before a restart, from 1: 1, 2, 4, ... up to `LONGEST_PAUSE`."
     return float(min(2.0 ** (restart - 1), LONGEST_PAUSE))
 
-
+# %% ../../nbs/launching/30_keep_running.ipynb #624217f9
 @dataclass
 class Placed:
     "A worker of a launched study. `restarts`: in a row; `folds`: of the study at the last restart; `due`: its next start."
@@ -72,6 +72,14 @@ class Placed:
         return True
 
 # %% ../../nbs/launching/30_keep_running.ipynb #d05bd1e1
+def _how(ended: Ended) -> str:
+    "Return a phrase for a worker that ended too early."
+    where = f" on {ended.host}" if ended.host else ""
+    if ended.code is None:
+        return f"was lost{where} ({ended.line})"
+    return f"ended{where} ({describe_exit(ended.code)}{': ' if ended.line else ''}{ended.line})"
+
+# %% ../../nbs/launching/30_keep_running.ipynb #54690815
 @dataclass(frozen=True)
 class LaunchedStudy:
     "A study with workers on a cluster: whether it is complete, its number of committed folds, the permitted restarts in a row."
@@ -80,15 +88,7 @@ class LaunchedStudy:
     count_folds: Callable[[], int]
     restarts: int = 10
 
-
-def _how(ended: Ended) -> str:
-    "Return a phrase for a worker that ended too early."
-    where = f" on {ended.host}" if ended.host else ""
-    if ended.code is None:
-        return f"was lost{where} ({ended.line})"
-    return f"ended{where} ({describe_exit(ended.code)}{': ' if ended.line else ''}{ended.line})"
-
-
+# %% ../../nbs/launching/30_keep_running.ipynb #9d074ba7
 def _lost(worker: Placed, ended: Ended, study: LaunchedStudy) -> bool:
     "Log the end of a worker; return whether it will be started again."
     log_event("worker died", number=worker.number, reason=_how(ended))
@@ -109,7 +109,7 @@ def _start(placement: Placement, worker: Placed) -> Ended | None:
         return Ended(None, str(err))
     return None
 
-
+# %% ../../nbs/launching/30_keep_running.ipynb #af43160a
 def _look(placement: Placement, worker: Placed, start: bool) -> Ended | None:
     "Start a worker that is due, if `start`; return how a worker ended or failed to start, or None."
     if worker.handle is not None:
@@ -125,7 +125,7 @@ def _for_all(act: Callable[[Any], object], crew: list[Placed]) -> None:
         if worker.handle is not None:
             act(worker.handle)
 
-
+# %% ../../nbs/launching/30_keep_running.ipynb #8a2d0bec
 def _is_over(placement: Placement, worker: Placed, study: LaunchedStudy, over: bool) -> bool:
     "Look after a worker; return whether it is not needed, or is not started again. `over`: none is started."
     ended = _look(placement, worker, start=not over)
@@ -135,7 +135,7 @@ def _is_over(placement: Placement, worker: Placed, study: LaunchedStudy, over: b
         raise StudyError(ended.user_error)
     return over or study.is_done() or not _lost(worker, ended, study)
 
-
+# %% ../../nbs/launching/30_keep_running.ipynb #700e2c68
 @contextlib.contextmanager
 def _killed_at_end(placement: Placement, crew: list[Placed]) -> Iterator[None]:
     "End all workers at once when the body ends."

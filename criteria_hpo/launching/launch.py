@@ -52,7 +52,7 @@ def or_else(read: Callable[[], T], default: T) -> T:
         return read()
     return default
 
-
+# %% ../../nbs/launching/60_launch.ipynb #b84b4f70
 def run_placed(place: Place, run: StudyRun) -> None:
     "Run the workers of an opened study on a cluster until it is complete. Raises `Interrupted` after a stop request."
     done, folds = partial(or_else, run.is_done, False), partial(or_else, run.ledger.count_folds, 0)

@@ -69,7 +69,7 @@ def requests(launch: LaunchConfig, cpus: int) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": launch.gpus, "max_retries": 0, "scheduling_strategy": "SPREAD"}
     return options | ({"memory": int(launch.memory_gb * 2**30)} if launch.memory_gb else {})
 
-
+# %% ../../nbs/launching/40_on_ray.ipynb #9055f004
 def unmet(nodes: list[dict[str, Any]], launch: LaunchConfig, cpus: int) -> str | None:
     "Return a remark where no living node has what a worker needs, else None. `nodes`: as returned by `ray.nodes`."
     needs = {"CPU": cpus, "GPU": launch.gpus, "memory": (launch.memory_gb or 0) * 2**30}

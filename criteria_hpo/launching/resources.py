@@ -44,7 +44,7 @@ def worker_cpus(cfg: Config) -> int:
     side_by_side = cfg.folds_at_once if isinstance(cfg.folds_at_once, int) else 1
     return cfg.launch.cpus or cfg.known_threads * side_by_side
 
-
+# %% ../../nbs/launching/20_resources.ipynb #2abe2624
 def worker_task(cfg: Config, number: int) -> WorkerTask:
     "Return the task of the worker with this number, from 1."
     folder = study_dir(cfg).resolve()
