@@ -16,16 +16,14 @@ from criteria_hpo.paper.methods import (
     confirmation_sentence,
     data_sentences,
     decision_sentence,
-    listed,
-    loss_sentence,
     means_sentence,
-    model_sentence,
     objective_sentence,
     parts_of,
     pruning_sentence,
     refit_sentence,
     statistics_sentence,
 )
+from .trained import listed, loss_sentence, model_sentence
 
 # %% ../../nbs/paper/50_checklist.ipynb #17dae23e
 @dataclass(frozen=True)
