@@ -8,6 +8,7 @@ __all__ = ['UNITS', 'last_score', 'history_chart', 'fine', 'intermediate_values_
 
 # %% ../../nbs/plotting/30_trial_charts.ipynb #b6af0f6a
 from collections import Counter
+from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
@@ -169,6 +170,13 @@ def edf_chart(study: optuna.Study) -> Chart:
 UNITS = ((172_800.0, "days", 86_400.0), (5_400.0, "hours", 3_600.0), (90.0, "minutes", 60.0), (0.0, "seconds", 1.0))
 
 
+def _began(trial: FrozenTrial, first: datetime) -> datetime:
+    "Return when a trial began; if it was interrupted, the time that lies before its end by as much as it was held."
+    start, stop = trial.datetime_start or first, trial.datetime_complete
+    held = trial.user_attrs.get("held_seconds")
+    return max(start, stop - timedelta(seconds=held)) if stop and held is not None else start
+
+
 def timeline_chart(study: optuna.Study) -> Chart:
     "Return when each trial ran, by state."
     begun = [trial for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
@@ -179,7 +187,7 @@ def timeline_chart(study: optuna.Study) -> Chart:
     marks = list[Mark]()
     for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"):
         if those := [trial for trial in begun if trial.state.name == state]:
-            ends = [(trial.datetime_start or first, trial.datetime_complete or last) for trial in those]
+            ends = [(_began(trial, first), trial.datetime_complete or last) for trial in those]
             x = [
                 part
                 for start, end in ends

@@ -41,7 +41,9 @@ def wall_seconds(trials: Sequence[FrozenTrial]) -> np.ndarray:
     spans = np.array([(a.timestamp(), b.timestamp()) for a, b in times if a and b])
     if len(spans) < len(trials) or not any("held_seconds" in trial.user_attrs for trial in trials):
         return held
-    return np.minimum(held, np.maximum.accumulate(_covered(*spans.T)))
+    start, stop = spans.T
+    lasted = np.minimum(stop - start, np.diff(held, prepend=0.0))
+    return np.maximum.accumulate(_covered(stop - lasted, stop))
 
 
 def seconds_passed(trials: Sequence[FrozenTrial]) -> float:
