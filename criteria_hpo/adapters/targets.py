@@ -25,7 +25,7 @@ class Targets:
     head: tuple[str, ...]
     layer: str | None = None  # a regular expression of one layer in the base model, where the table of families has no list
 
-
+# %% ../../nbs/adapters/10_targets.ipynb #d5212376
 _FEED = ("intermediate.dense", "output.dense")
 _SELF = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 _BERT = Targets(_SELF, _FEED, ("bert.pooler", "classifier"))
@@ -81,7 +81,7 @@ def targets_of(model: PreTrainedModel) -> Targets:
         )
     return found
 
-
+# %% ../../nbs/adapters/10_targets.ipynb #c05b70b7
 def target_pattern(model: PreTrainedModel, which: str = "all") -> str:
     "A regular expression for the full names of the linear layers to adapt: `all`, or those of the `attention`."
     found, base = targets_of(model), re.escape(model.base_model_prefix)
@@ -89,7 +89,7 @@ def target_pattern(model: PreTrainedModel, which: str = "all") -> str:
     names = found.attention + (found.others if which == "all" else ())
     return rf"{base}\.{layer}\.({'|'.join(map(re.escape, names))})"
 
-
+# %% ../../nbs/adapters/10_targets.ipynb #74ec5226
 def head_modules(model: PreTrainedModel) -> list[str]:
     "The names of the modules that train and are saved as a whole beside an adapter."
     return [*targets_of(model).head, *(["pooling"] if any(n == "pooling.query" for n, _ in model.named_parameters()) else [])]

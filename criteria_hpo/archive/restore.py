@@ -50,7 +50,7 @@ def _ledger_rows(study: optuna.Study, rows: list[Row]) -> dict[str, list[Row]]:
                 found[name] += values
     return found
 
-
+# %% ../../nbs/archive/40_restore.ipynb #6d5766f8
 def _write_ledger(ledger: Ledger, rows: dict[str, list[Row]], predictions: list[Row]) -> None:
     "Replace the ledger's rows of the study, in one transaction."
     with ledger.engine.begin() as db:
@@ -85,7 +85,7 @@ def _fresh_study(storage: optuna.storages.BaseStorage, name: str, identity: dict
     study.set_user_attr(RESTORED, False)
     return study
 
-
+# %% ../../nbs/archive/40_restore.ipynb #56dbb112
 def restore_archive(folder: Path, url: str, name: str, trials: int | None = None) -> optuna.Study:
     """Make the study `name` of the archive, or of its first `trials`, in the database at `url`.
 

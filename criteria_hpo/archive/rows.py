@@ -99,7 +99,7 @@ def slot_row(slot: sa.Row, folds: Iterable[sa.Row], reports: Iterable[sa.Row]) -
         "within": [[row.step, row.value, row.decision] for row in reports],
     }
 
-
+# %% ../../nbs/archive/10_rows.ipynb #528c1cbb
 def slot_values(row: Row, study: str, trial_id: int | None) -> dict[str, list[Row]]:
     "The rows of the ledger's tables, by the name of the table, that a row of `slot_row` becomes under the name `study`."
     at = {"study": study, "slot": row["slot"]}

@@ -79,7 +79,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: has format {about['format']}, this version reads {FORMAT}; update criteria_hpo")
     return about
 
-
+# %% ../../nbs/archive/30_write.ipynb #723fa3c7
 def _reject_other(folder: Path, study: optuna.Study) -> None:
     "Raise `StudyError` if the folder holds the archive of a study with another name or identity."
     if not (folder / "study.json").exists():

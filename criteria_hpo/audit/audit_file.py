@@ -85,7 +85,7 @@ def taken(table: Table, path: str, names: Iterable[str] = ALIASES) -> str:
     lines = [f"{path}: {len(table.rows):,} rows; {columns or 'no known column'}; without {', '.join(missing) or 'none'}"]
     return "\n".join([*lines, *(f"{path}: {remark}" for remark in table.remarks)])
 
-
+# %% ../../nbs/audit/50_audit_file.ipynb #4120236e
 def write_audit(findings: list[Finding], output: Path, facts: dict[str, object]) -> list[Path]:
     "Write the findings as JSON (with `facts`) and CSV, `output` with these endings; return the two paths."
     rows = [asdict(finding) for finding in findings]

@@ -41,7 +41,7 @@ ALIASES = {
 FOLD_NAMES = tuple(FoldColumns.model_fields)
 NUMBERS = ("probability", "threshold", "epoch", "chosen_epoch")
 
-
+# %% ../../nbs/audit/10_columns.ipynb #b28a5b34
 def plain_name(name: object) -> str:
     "Return a column's name in lower case, with `_` for everything that is not a letter or digit."
     return re.sub(r"[^a-z0-9]+", "_", str(name).casefold()).strip("_")
@@ -73,7 +73,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "holdout", "held_out", "heldout", "eval", "evaluation"), "test"),
 }
 
-
+# %% ../../nbs/audit/10_columns.ipynb #246ddca3
 @dataclass(frozen=True)
 class Table:
     "Rows under canonical names, indexed by the row of the file; `columns`: the file's name of each column it has."
@@ -143,7 +143,7 @@ def make_table(
         rows["post"] = text_ids(rows.post.map(lambda text: text_key(text).casefold()), "post").where(rows.post != "", "")
     return Table(as_probabilities(rows, remarks), columns, remarks, decimals)
 
-
+# %% ../../nbs/audit/10_columns.ipynb #c8cab175
 def load_table(path: str, setting: str, given: Mapping[str, str | None], labels: Mapping[str, int | None]) -> Table:
     "Read a file (see `read_table`) as a `Table`; `setting`: what names the file, `audit.predictions` or `audit.folds`."
     section = "audit.columns" if setting == "audit.predictions" else "audit.fold_columns"

@@ -27,14 +27,14 @@ def answers(rng: np.random.Generator, label: np.ndarray, author: np.ndarray, sig
     shared = rng.standard_normal(AUTHORS)[author] * 0.3
     return np.asarray(1 / (1 + np.exp(-(signal * (label - 0.5) + shared + rng.standard_normal(len(label))))))
 
-
+# %% ../../nbs/audit/60_planted.ipynb #07644bd3
 def with_thresholds(table: pd.DataFrame, chosen_on: Callable[[int], pd.Series]) -> pd.DataFrame:
     "Return the table with the threshold of each fold that is best on the rows of `chosen_on(fold)`."
     rows = {fold: chosen_on(fold) for fold in range(FOLDS)}
     best = {fold: best_threshold(table.label[part].to_numpy(), table.score[part].to_numpy()) for fold, part in rows.items()}
     return table.assign(threshold=table.fold.map(best))
 
-
+# %% ../../nbs/audit/60_planted.ipynb #8b75a387
 def clean_table(seed: int) -> pd.DataFrame:
     "Return out-of-fold predictions, each fold with the threshold that is best on the other folds."
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def with_test(table: pd.DataFrame, seed: int, settings: int = 1) -> pd.DataFrame
     ]
     return pd.concat([table, *others], ignore_index=True)
 
-
+# %% ../../nbs/audit/60_planted.ipynb #776be346
 def with_epochs(table: pd.DataFrame, seed: int, honest: bool) -> pd.DataFrame:
     "Return the table with epochs that are alike, the reported one being the best of the next fold, or of the scored rows."
     rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def _own_thresholds(seed: int) -> pd.DataFrame:
     table = clean_table(seed)
     return with_thresholds(table, lambda fold: table.fold == fold)
 
-
+# %% ../../nbs/audit/60_planted.ipynb #3c725fa1
 PLANTED: dict[str, Callable[[int], pd.DataFrame]] = {
     "groups on both sides": _moved,
     "folds cut anew": _anew,
@@ -111,7 +111,7 @@ def found_in(frame: pd.DataFrame, folds: pd.DataFrame | None = None, claimed: st
     findings = audit(make_table(frame.map(str), "table.csv"), cuts, claimed=claimed)
     return {one.check: one.verdict for one in findings if one.verdict in ("leak", "doubt")}
 
-
+# %% ../../nbs/audit/60_planted.ipynb #ef34f323
 def measured(seeds: Iterable[int], kinds: Iterable[str] = (*PLANTED, *CLEAN)) -> pd.DataFrame:
     """Return a row for each kind of leak: planted, tables, and the shares `found` and `other`.
 

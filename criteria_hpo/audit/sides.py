@@ -30,7 +30,7 @@ class Finding:
     text: str
     numbers: dict[str, float] = field(default_factory=dict)
 
-
+# %% ../../nbs/audit/20_sides.ipynb #4fae6fcb
 def not_checked(check: str, needs: str) -> Finding:
     "Return the finding of a check whose columns are missing."
     return Finding(check, "not checked", f"needs {needs}")
@@ -49,7 +49,7 @@ def cut_sides(table: Table) -> Iterator[tuple[str, pd.DataFrame, str, list[str]]
         scored = rows.split == "test" if roles else rows.split != "test"
         yield "two folds", rows[(rows.fold != "") & scored], "fold", own
 
-
+# %% ../../nbs/audit/20_sides.ipynb #773d946c
 def shared_units(rows: pd.DataFrame, unit: str, side: str, within: list[str]) -> pd.Index:
     "Return the distinct units that occur on several sides."
     rows = rows[rows[unit] != ""]

@@ -88,7 +88,7 @@ def ranked_runs(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     best_last = METRIC_TABLE[metric].larger_is_better
     return pd.DataFrame(found).T.astype(float).sort_values("estimate", ascending=not best_last, kind="stable")
 
-
+# %% ../../nbs/audit/40_worth.ipynb #52809f85
 def claim_problems(claimed: str | None, low: float, high: float, larger_is_better: bool = True) -> list[str]:
     "Return what is wrong with a claimed score, as written, beside the interval."
     if claimed is None:
