@@ -58,14 +58,14 @@ class Tokens:
     padded: int
     squares: int
 
-
+# %% ../../nbs/benchmark/20_meter.ipynb #bf1859aa
 def batch_lengths(input_ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, int]:
     "The lengths of the texts of a batch and its tokens with padding; without a mask of its shape it has no padding."
     if mask is None or mask.shape != input_ids.shape:
         return torch.full((len(input_ids),), input_ids.shape[-1]), input_ids.numel()
     return mask.sum(1), input_ids.numel()
 
-
+# %% ../../nbs/benchmark/20_meter.ipynb #3819ef72
 def count_tokens(batches: list[tuple[torch.Tensor, int]]) -> Tokens:
     "The tokens of the batches of `batch_lengths`."
     lengths = torch.cat([lengths.cpu() for lengths, _ in batches]) if batches else torch.zeros(0, dtype=torch.long)

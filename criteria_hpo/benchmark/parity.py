@@ -42,7 +42,7 @@ class Equivalence:
         inside = "inside" if self.shown else "not inside"
         return f"difference {self.mean:+.4f}, 90 % interval [{self.low:+.4f}, {self.high:+.4f}], {inside} ±{self.margin:g}"
 
-
+# %% ../../nbs/benchmark/80_parity.ipynb #22f96663
 def equivalence(differences: np.ndarray, margin: float = 0.01) -> Equivalence:
     "Two one-sided tests at 5 % of paired differences, shape (n,), n at least 2."
     mean, n = float(np.mean(differences)), len(differences)
@@ -56,7 +56,7 @@ def plain_order(order: Order) -> Order:
     overrides, names = [word for row in rows for word in row.overrides], [name for row in rows for name in row.without]
     return replace(order, overrides=[*order.overrides, *overrides], without=names)
 
-
+# %% ../../nbs/benchmark/80_parity.ipynb #654d1b97
 def fold_losses(order: Order, seed: int, number: int = 1, dropout: float | None = None) -> tuple[np.ndarray, float]:
     "The losses of all steps of fold `number` with this seed, and the fold's score; `dropout`: None keeps the setting's rates."
     losses: list[float] = []

@@ -48,7 +48,7 @@ def table_row(runs: Runs, name: str, peak: float) -> dict[str, Any]:
         "note": "",
     }
 
-
+# %% ../../nbs/benchmark/90_report.ipynb #baf1687d
 def benchmark_table(runs: Runs, peak: float) -> pd.DataFrame:
     "The rows of all contenders, index `contender`."
     return pd.DataFrame([table_row(runs, name, peak) for name in runs]).set_index("contender")
@@ -70,7 +70,7 @@ def quality_row(runs: Runs, name: str) -> dict[str, Any]:
     equal = "within noise" if abs(gaps.mean()) <= half else "better" if gaps.mean() > 0 else "worse"
     return row | {"half_width": half, "verdict": equal}
 
-
+# %% ../../nbs/benchmark/90_report.ipynb #b98cd2ab
 def quality_table(runs: Runs) -> pd.DataFrame:
     "The rows of `quality_row` of all contenders, index `contender`."
     return pd.DataFrame([quality_row(runs, name) for name in runs]).set_index("contender")
@@ -114,7 +114,7 @@ TARGETS = (
     Target("demo", OURS.name, "seconds", 300.0, at_least=False),
 )
 
-
+# %% ../../nbs/benchmark/90_report.ipynb #b5eba172
 def targets_table(tables: dict[str, pd.DataFrame], targets: Sequence[Target] = TARGETS) -> pd.DataFrame:
     "What each target of the measured works asks for, what was measured, and the verdict; without the works that were not run."
     rows = []
@@ -142,7 +142,7 @@ class Point:
     high: float
     target: float | None
 
-
+# %% ../../nbs/benchmark/90_report.ipynb #d91e7c21
 def ratio_points(tables: dict[str, pd.DataFrame]) -> list[Point]:
     "The contenders of all works that have a ratio, but this project itself, with their targets."
     goals = {(t.work, t.contender): t.value for t in TARGETS if t.column == "ratio"}
@@ -153,7 +153,7 @@ def ratio_points(tables: dict[str, pd.DataFrame]) -> list[Point]:
         if name != OURS.name and "ratio" in row and not np.isnan(row.ratio)
     ]
 
-
+# %% ../../nbs/benchmark/90_report.ipynb #ca5d1797
 def ratios_chart(tables: dict[str, pd.DataFrame]) -> Chart:
     "Return the times of the contenders as multiples of this project's, with their range over the rounds and their targets."
     points = ratio_points(tables)

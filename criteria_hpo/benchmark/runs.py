@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'BEFORE', 'OURS', 'TRAINER', 'TRAINER_EAGER', 'CROSS_ENCODER', 'ORIGINAL', 'BUILD_BEFORE', 'ROWS', 'SPEED',
-           'WITHOUT', 'SERIAL', 'WITHOUT_ON', 'Runs', 'measure', 'needed_flops', 'child_environment', 'run_process',
+           'WITHOUT', 'SERIAL', 'WITHOUT_ON', 'Runs', 'needed_flops', 'measure', 'child_environment', 'run_process',
            'main', 'extract_build', 'Contender', 'once', 'as_studied', 'contenders', 'alternate', 'ratios',
            'build_before', 'start_contender', 'run_contenders', 'check_device', 'chosen_works', 'settled', 'run_work',
            'profile_work', 'run_demo', 'machine']
@@ -46,7 +46,16 @@ KINDS = {
     "original": ("original", "run"),
 }
 
+# %% ../../nbs/benchmark/70_runs.ipynb #4df21d90
+def needed_flops(order: Order, meter: Meter) -> float:
+    "The operations that the order's encoder needed for the tokens that it was trained on; 0 without an encoder of its own."
+    from transformers import AutoConfig
 
+    if not order.folder:
+        return 0.0
+    return training_flops(AutoConfig.from_pretrained(f"{order.folder}/encoder", trust_remote_code=False), meter.tokens)
+
+# %% ../../nbs/benchmark/70_runs.ipynb #0d5739c2
 def measure(order: Order) -> dict[str, Any]:
     "Do the order in this process: its result with `seconds`, `cpu`, `parts`, `tokens`, `flops`, `memory` and `imported` (bytes)."
     module, name = KINDS[order.kind]
@@ -70,15 +79,6 @@ def measure(order: Order) -> dict[str, Any]:
         "lanes": meter.lanes,
         "imported": imported,
     }
-
-
-def needed_flops(order: Order, meter: Meter) -> float:
-    "The operations that the order's encoder needed for the tokens that it was trained on; 0 without an encoder of its own."
-    from transformers import AutoConfig
-
-    if not order.folder:
-        return 0.0
-    return training_flops(AutoConfig.from_pretrained(f"{order.folder}/encoder", trust_remote_code=False), meter.tokens)
 
 # %% ../../nbs/benchmark/70_runs.ipynb #d4094734
 def child_environment(device: str, threads: int, code: Path | None = None) -> dict[str, str]:
@@ -114,7 +114,7 @@ def run_process(order: Order, code: Path | None = None, limit: float = 3600) -> 
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return {"error": last.removeprefix("criteria_hpo: ")[:200]}
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #4fe9f9d5
 def main(argv: Sequence[str]) -> int:
     "Do the order in the file `argv[0]` and write the result to the file `argv[1]`; the exit status."
 
@@ -168,7 +168,7 @@ class Contender:
         own: dict[str, Any] = {"kind": self.kind, "share": self.share, "attention": self.attention, "without": list(self.without)}
         return replace(order, overrides=[*order.overrides, *self.overrides], **own)
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #551cc46f
 OURS = Contender("this project")
 TRAINER = Contender("Trainer", "trainer")
 TRAINER_EAGER = Contender("Trainer, eager attention", "trainer", attention="eager")
@@ -193,7 +193,7 @@ def once(name: str, *overrides: str, without: tuple[str, ...] = ()) -> Contender
     "A variant of this project that runs in the first round only."
     return Contender(name, overrides=overrides, without=without, rounds=1)
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #94ec6e88
 WITHOUT = (
     once("without compact vocabulary", "training.compact_vocabulary=false"),
     once("without joined tokens", without=("joined tokens",)),
@@ -218,14 +218,14 @@ WITHOUT_ON = {
     ),
 }
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #ecc0e16e
 def as_studied(contender: Contender, device: str) -> Contender:
     "A contender of this build with the settings of `SPEED` below its own; others as they are."
     if contender.kind not in ("ours", "profile") or contender.before:
         return contender
     return replace(contender, overrides=(*SPEED[device], *contender.overrides))
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #9bc7b542
 def contenders(work: Work, size: str, device: str = "cpu") -> list[Contender]:
     "The contenders of a work; of size `smoke` only this project, `Trainer` and the original's way."
     whole = work.size(size)
@@ -266,7 +266,7 @@ def build_before(needed: bool) -> Iterator[tuple[Path | None, str]]:
         except StudyError as err:
             yield None, str(err)
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #453ec68d
 def start_contender(contender: Contender, order: Order, build: Path | None, reason: str) -> dict[str, Any]:
     "The result of one run of a contender, or its error."
     if contender.before and build is None:
@@ -289,7 +289,7 @@ def check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: PyTorch finds no NVIDIA GPU here; set device=cpu")
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #15908820
 def chosen_works(device: str, names: str) -> list[Work]:
     "The works of a device with these names, separated by blanks; all for an empty text. Raises a `ConfigError`."
     check_device(device)
@@ -297,7 +297,7 @@ def chosen_works(device: str, names: str) -> list[Work]:
         raise ConfigError(f"works={unknown[0]}: choose from {', '.join(WORKS[device])}")
     return [work for name, work in WORKS[device].items() if not names or name in names.split()]
 
-
+# %% ../../nbs/benchmark/70_runs.ipynb #e601864b
 def settled(rows: Sequence[Contender], attention: str | None) -> list[Contender]:
     "The contenders, those of this build with the chosen attention, so that a variant does not measure it again."
     given = () if attention is None else (f"model.attention={attention}",)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'DEMO', 'PRIVACY', 'SMALL', 'BASE', 'LONG', 'WORKS', 'work_settings', 'Size', 'Work', 'long_pairs',
-           'save_encoder', 'Order', 'study_overrides', 'searched', 'folds_crc', 'write_pairs', 'read_pairs',
+           'save_encoder', 'Order', 'searched', 'study_overrides', 'folds_crc', 'write_pairs', 'read_pairs',
            'read_folds', 'prepare']
 
 # %% ../../nbs/benchmark/10_work.ipynb #1396cb1a
@@ -48,7 +48,7 @@ class Size:
 
 SMOKE = Size(groups=12, folds=2, epochs=1, settings=1, rounds=1)
 
-
+# %% ../../nbs/benchmark/10_work.ipynb #45a86910
 @dataclass(frozen=True)
 class Work:
     "A fixed work. `overrides`: corpus and encoder; `shape`: replaces the encoder by random weights; `words`: made-up posts."
@@ -151,6 +151,12 @@ class Order:
         return cls(**json.loads(text))
 
 # %% ../../nbs/benchmark/10_work.ipynb #d5607d8d
+def searched(hparams: HParams) -> dict[str, Any]:
+    "The values of a setting that the search of a work offers, as plain JSON values."
+    names = ("learning_rate", "batch_size", "weight_decay", "warmup_ratio", "focal_gamma")
+    return {name: getattr(hparams, name) for name in (*names, "classifier_dropout", "hidden_dropout", "attention_dropout")}
+
+# %% ../../nbs/benchmark/10_work.ipynb #179d0859
 def study_overrides(work: Work, size: Size, folder: Path, device: str, threads: int) -> list[str]:
     "The settings with which this project does the work in `folder`."
     cut = [f"data.max_groups={size.groups}"] if size.groups and work.words is None else []
@@ -179,12 +185,6 @@ def study_overrides(work: Work, size: Size, folder: Path, device: str, threads: 
         *(f"hpo.default_setting.{k}={v}" for k, v in searched(work_settings(work.peak)[0]).items()),
     ]
 
-
-def searched(hparams: HParams) -> dict[str, Any]:
-    "The values of a setting that the search of a work offers, as plain JSON values."
-    names = ("learning_rate", "batch_size", "weight_decay", "warmup_ratio", "focal_gamma")
-    return {name: getattr(hparams, name) for name in (*names, "classifier_dropout", "hidden_dropout", "attention_dropout")}
-
 # %% ../../nbs/benchmark/10_work.ipynb #c57f6e7c
 def folds_crc(folds: Sequence[Fold]) -> int:
     "A checksum of the rows of all folds, in order."
@@ -192,7 +192,7 @@ def folds_crc(folds: Sequence[Fold]) -> int:
         b"".join(np.ascontiguousarray(rows, dtype=np.int64).tobytes() for f in folds for rows in (f.train, f.inner, f.valid))
     )
 
-
+# %% ../../nbs/benchmark/10_work.ipynb #6c864ed9
 def write_pairs(folder: Path, pairs: pd.DataFrame, folds: Sequence[Fold]) -> None:
     "Write the pairs and the rows of the folds."
     pairs[["post", "criterion", "label"]].to_parquet(folder / "pairs.parquet")
@@ -205,7 +205,7 @@ def read_pairs(folder: str | Path) -> pd.DataFrame:
     "The pairs: post, criterion, label."
     return pd.read_parquet(Path(folder) / "pairs.parquet")
 
-
+# %% ../../nbs/benchmark/10_work.ipynb #20c3986d
 def read_folds(folder: str | Path) -> list[Fold]:
     "The folds, in order."
     with np.load(Path(folder) / "folds.npz") as rows:
