@@ -26,7 +26,7 @@ def posts_and_room(whole: TokenisedPairs, max_length: int) -> tuple[np.ndarray, 
     posts = whole.posts[:, 1].astype(np.int64)
     return posts, max_length - whole.lengths + posts
 
-
+# %% ../../nbs/chunks/20_cut_posts.ipynb #3ff89bb1
 def count_chunks(whole: TokenisedPairs, max_length: int, chunks: ChunksConfig) -> np.ndarray:
     "Return the number of rows of each pair under these settings, int64 (n,)."
     posts, room = posts_and_room(whole, max_length)
@@ -56,7 +56,7 @@ def _rows(
         pair, minlength=len(post)
     )
 
-
+# %% ../../nbs/chunks/20_cut_posts.ipynb #91dec89d
 def cut_posts(whole: TokenisedPairs, max_length: int, chunks: ChunksConfig, long_posts: str) -> TokenisedPairs:
     """Return the pairs in rows of at most `max_length` tokens, from whole ones; `cut`: tokens that are in no row.
 

@@ -39,7 +39,7 @@ class PooledChunks(nn.Module):
         "The classifier's loss."
         return self.reader.loss(logits, labels, reduction)
 
-
+# %% ../../nbs/chunks/30_pooled.ipynb #6e22472c
 def of_pairs(reader: BERTClassifier | PackedClassifier, pool: str) -> BERTClassifier | PackedClassifier | PooledChunks:
     "Return the model that computes logits of pairs: the reader itself where posts are not read in chunks (`none`)."
     return reader if pool == "none" else PooledChunks(reader, pool)

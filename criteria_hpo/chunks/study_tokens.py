@@ -29,7 +29,7 @@ def read_pairs(
     whole = tokenise(pairs, tokenizer, model.max_length, model.long_posts, log=False, parts=chunks.limit)
     return cut_posts(whole, model.max_length, chunks, model.long_posts)
 
-
+# %% ../../nbs/chunks/40_study_tokens.ipynb #127aaed0
 def describe_chunks(tokens: TokenisedPairs) -> str:
     "Return how many pairs have several chunks, and how many are cut."
     several, counts = (tokens.counts > 1).mean(), tokens.counts

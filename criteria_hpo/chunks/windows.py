@@ -25,7 +25,7 @@ class Windows(NamedTuple):
     start: np.ndarray  # int64 (m,), the first token of the post that the window holds
     size: np.ndarray  # int64 (m,), its tokens
 
-
+# %% ../../nbs/chunks/10_windows.ipynb #90ff2ace
 def find_windows(posts: np.ndarray, room: np.ndarray, stride: int) -> Windows:
     "Return the windows of posts of so many tokens; see `count_windows`."
     counts = count_windows(posts, room, stride)

@@ -80,7 +80,7 @@ def _new_study(cfg: Config, name: str, n_trials: int) -> optuna.Study:
         study.set_user_attr(key, value)
     return study
 
-
+# %% ../../nbs/comparing/20_examples.ipynb #f35a5047
 def store_search(cfg: Config, scores: Sequence[float], fold_seconds: float = 60.0) -> optuna.Study:
     "Store a finished search whose trials have these mean scores (NaN: pruned after two folds); return it."
     make_study_dir(cfg)

@@ -108,7 +108,7 @@ def _same_but_seed(sources: list[Source], same_data: bool) -> list[list[Source]]
         groups.setdefault(key, []).append(source)
     return list(groups.values())
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #c161040d
 def seed_groups(sources: list[Source]) -> list[list[Source]]:
     "Return the studies in groups that differ in nothing but their seed; all of a group have the same data."
     return _same_but_seed(sources, same_data=True)
@@ -141,7 +141,7 @@ def savings(source: Source) -> dict[str, float]:
         "saved time": time,
     }
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #5649da34
 def _importance_tables(sources: list[Source]) -> dict[str, pd.DataFrame]:
     "Return the table of importances of each study by name, empty where all trials score the same."
     found = {}
@@ -151,14 +151,14 @@ def _importance_tables(sources: list[Source]) -> dict[str, pd.DataFrame]:
         found[source.name] = table if len(values) > 1 else table.iloc[:0]
     return found
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #8c6d38e7
 def _by_parameter(columns: dict[str, pd.Series], ranked: list[str]) -> pd.DataFrame:
     "Return the columns as a table by parameter, ordered by the mean of the columns `ranked`."
     table = pd.DataFrame(columns)
     order = table[ranked].mean(axis=1).sort_values(ascending=False, kind="stable").index
     return table.loc[order].rename_axis("parameter").reset_index()
 
-
+# %% ../../nbs/comparing/30_sources.ipynb #dcccf58b
 def importances(sources: list[Source]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return two tables of importances by parameter, most important first, with a column for each study.
 

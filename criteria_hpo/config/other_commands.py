@@ -29,14 +29,14 @@ class PredictConfig(Frozen):
     device: str | None = None
     overwrite: bool = False
 
-
+# %% ../../nbs/config/25_other_commands.ipynb #381b91e1
 class OnnxConfig(Frozen):
     "What `command=onnx` writes, and for which model. `model` null: that of the study; `int8`: also in eight bits."
 
     model: Place | None = None
     int8: bool = False
 
-
+# %% ../../nbs/config/25_other_commands.ipynb #96901398
 class CompareConfig(Frozen):
     "What `command=compare` reads and writes. `studies`: names or paths; `output` null: compare/NAMES beside the studies."
 
@@ -84,7 +84,7 @@ class AuditColumns(Frozen):
     setting: str | None = None
     repeat: str | None = None
 
-
+# %% ../../nbs/config/25_other_commands.ipynb #8fa95548
 class FoldColumns(Frozen):
     "The names of the columns in the table of folds of `command=audit`; null: guessed from the usual names."
 
@@ -96,7 +96,7 @@ class FoldColumns(Frozen):
     setting: str | None = None
     repeat: str | None = None
 
-
+# %% ../../nbs/config/25_other_commands.ipynb #ac538f64
 class AuditConfig(Frozen):
     "What `command=audit` reads and writes. `metric`: a score of the evaluation; `claimed`: the published score, as written."
 
@@ -114,7 +114,7 @@ class DashboardConfig(Frozen):
 
     port: Annotated[int, Field(ge=1, le=65535)] = 8080
 
-
+# %% ../../nbs/config/25_other_commands.ipynb #52e80539
 class ExportConfig(Frozen):
     "What `command=export` writes. `output` null: the folder export/ of the study; `predictions`: those of all folds, too."
 

@@ -37,7 +37,7 @@ def confirmed_interval(metric: str, values: np.ndarray, over_groups: Sequence[fl
         parts.append((float(values.mean(axis=1).var(ddof=1)) / n_seeds, n_seeds - 1))
     return mean, *t_interval(mean, parts, METRIC_TABLE[metric].span, n_groups)
 
-
+# %% ../../nbs/confirmation/80_four_scores.ipynb #20be2074
 def confirmed_score(confirmation: Confirmation, setting: int, values: np.ndarray) -> Interval:
     "Return mean and interval of a setting's confirmed scores, `values` (n_seeds, n_folds), with its stored predictions."
     data, metric = confirmation.search.data, confirmation.search.cfg.hpo.metric

@@ -74,7 +74,7 @@ def refits_dir(cfg: Config) -> Path:
     "Return the folder of all refits of a study."
     return make_study_dir(cfg) / "refits"
 
-
+# %% ../../nbs/confirmation/50_refits.ipynb #72751541
 @dataclass(frozen=True)
 class Refit:
     "A refit to make: `role` (winner or default), number of its seed from 1, setting and epochs."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'SETTINGS', 'Pair', 'MESSAGE', 'WORKER_CODE', 'opened_search', 'pair_of', 'SettingObjective', 'Confirmation',
-           'stored_candidates', 'expected_confirmation', 'opened_confirmation', 'confirm', 'worker_process']
+           'expected_confirmation', 'stored_candidates', 'opened_confirmation', 'confirm', 'worker_process']
 
 # %% ../../nbs/confirmation/30_runs.ipynb #2908c940
 import functools
@@ -161,6 +161,13 @@ class Confirmation:
         return watching(watched_search(self.cfg, "Confirmation"))
 
 # %% ../../nbs/confirmation/30_runs.ipynb #83d35cdd
+def expected_confirmation(cfg: Config) -> Config:
+    "Return the configuration of the confirmation that `cfg` would begin now. Raises a `StudyError` without a search to confirm."
+    study = stored_study(cfg)
+    n_settings = len(best_candidates(cfg, study, cfg.evaluate.top, corrected_order(study)))
+    return confirmation_config(cfg, cfg.evaluate.seeds * n_settings)
+
+# %% ../../nbs/confirmation/30_runs.ipynb #106b4ca4
 def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidate]) -> tuple[Candidate, ...]:
     "Return the study's settings, which are `wanted` if it has none yet; a warning names settings that it does not hold."
     with exclusive(ledger.engine, ledger.study):
@@ -173,13 +180,6 @@ def stored_candidates(study: optuna.Study, ledger: Ledger, wanted: list[Candidat
             *(ledger.study, counted(len(stored), "setting"), ", ".join(missing[:5])),
         )
     return stored
-
-
-def expected_confirmation(cfg: Config) -> Config:
-    "Return the configuration of the confirmation that `cfg` would begin now. Raises a `StudyError` without a search to confirm."
-    study = stored_study(cfg)
-    n_settings = len(best_candidates(cfg, study, cfg.evaluate.top, corrected_order(study)))
-    return confirmation_config(cfg, cfg.evaluate.seeds * n_settings)
 
 
 @contextmanager

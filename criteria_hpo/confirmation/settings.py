@@ -59,7 +59,7 @@ def ranked_trials(study: optuna.Study, order: Sequence[int] = ()) -> list[optuna
     rest = [trial for trial in finished if trial.number not in place and trial.state == TrialState.COMPLETE]
     return ranked + sorted(rest, key=lambda trial: (-trial.values[0], trial.number))
 
-
+# %% ../../nbs/confirmation/10_settings.ipynb #f6ccf225
 def best_candidates(cfg: Config, study: optuna.Study, top: int, order: Sequence[int] = ()) -> list[Candidate]:
     """Return the best `top` different settings, best first, and the default. Raises a `StudyError` without a complete trial.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINNER', 'ENSEMBLE', 'DEFAULT', 'ZERO_SHOT', 'POSITIVE', 'EVALUATION', 'Models', 'HeldOut', 'Predicted',
            'with_decision', 'Run', 'stored_runs', 'out_of_fold_runs', 'folder_logits', 'words_model', 'baseline_models',
-           'evaluation_key', 'read_models', 'store_models', 'refit_models', 'predicted_models']
+           'evaluation_key', 'store_models', 'read_models', 'refit_models', 'predicted_models']
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #035dd26f
 import hashlib
@@ -46,7 +46,7 @@ class Predicted:
     thresholds: Thresholds
     calibration: Calibration = field(default_factory=Calibration)
 
-
+# %% ../../nbs/confirmation/60_test_predictions.ipynb #57f56092
 def with_decision(dev: pd.DataFrame, held_out: np.ndarray, logits: np.ndarray, metric: str) -> Predicted:
     """Return a model with its calibration and thresholds.
 
@@ -118,7 +118,11 @@ def baseline_models(confirmation: Confirmation) -> tuple[dict[str, Predicted], l
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #2787ee1b
 EVALUATION = "evaluation.json"
+
+
 Models = tuple[dict[str, Predicted], list[str]]
+
+
 HeldOut = dict[str, np.ndarray]  # by role: `out_of_fold_runs` of its setting
 
 
@@ -127,7 +131,21 @@ def evaluation_key(search: StudyRun, refits: list[Refit], held_out: HeldOut) -> 
     chosen_on = {role: hashlib.sha256(np.ascontiguousarray(runs).tobytes()).hexdigest() for role, runs in held_out.items()}
     return {"refits": {f"{refit.role}-{refit.number}": refit.key(search) for refit in refits}, "chosen on": chosen_on}
 
+# %% ../../nbs/confirmation/60_test_predictions.ipynb #538e7620
+def _predicted(stored: dict[str, Any]) -> Predicted:
+    "Return a model as it was stored."
+    calibration = Calibration.from_json(json.dumps(stored["calibration"]))
+    return Predicted(np.array(stored["probs"]), Thresholds(**stored["thresholds"]), calibration)
 
+# %% ../../nbs/confirmation/60_test_predictions.ipynb #dba56e7a
+def store_models(search: StudyRun, key: dict[str, Any], models: dict[str, Predicted], remarks: list[str]) -> None:
+    "Store the models' predictions."
+    each = {name: asdict(model) | {"probs": model.probs.tolist()} for name, model in models.items()}
+    pairs = search.data.test[["post_id", "criterion_id"]].to_dict("list")
+    content = {"key": key, "remarks": remarks, "pairs": pairs, "models": each}
+    write_atomic(study_dir(search.cfg) / EVALUATION, json.dumps(content) + "\n")
+
+# %% ../../nbs/confirmation/60_test_predictions.ipynb #73a35ed0
 def read_models(search: StudyRun, key: dict[str, Any]) -> Models | None:
     "Return the stored models and remarks of this key, or None."
     try:
@@ -138,20 +156,6 @@ def read_models(search: StudyRun, key: dict[str, Any]) -> Models | None:
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         pass
     return None
-
-
-def _predicted(stored: dict[str, Any]) -> Predicted:
-    "Return a model as it was stored."
-    calibration = Calibration.from_json(json.dumps(stored["calibration"]))
-    return Predicted(np.array(stored["probs"]), Thresholds(**stored["thresholds"]), calibration)
-
-
-def store_models(search: StudyRun, key: dict[str, Any], models: dict[str, Predicted], remarks: list[str]) -> None:
-    "Store the models' predictions."
-    each = {name: asdict(model) | {"probs": model.probs.tolist()} for name, model in models.items()}
-    pairs = search.data.test[["post_id", "criterion_id"]].to_dict("list")
-    content = {"key": key, "remarks": remarks, "pairs": pairs, "models": each}
-    write_atomic(study_dir(search.cfg) / EVALUATION, json.dumps(content) + "\n")
 
 # %% ../../nbs/confirmation/60_test_predictions.ipynb #445afa32
 def refit_models(confirmation: Confirmation, refits: list[Refit], held_out: HeldOut) -> dict[str, Predicted]:

@@ -72,7 +72,7 @@ def behind(scores: Scores, best: int) -> tuple[np.ndarray, np.ndarray]:
     n_folds = scores.values.shape[2]
     return gaps.mean(axis=1), np.array([corrected_error(gap, n_folds) for gap in gaps])
 
-
+# %% ../../nbs/confirmation/40_winner.ipynb #1faa63a7
 def choose_winner(scores: Scores, rule: Literal["best", "fastest"] = "best") -> int:
     "Return the number of the winner. Raises a `StudyError` if no setting is complete."
     if not scores.complete.any():
