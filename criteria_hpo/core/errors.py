@@ -122,7 +122,7 @@ def member_schema(schema: Schema, name: str) -> Schema | None:
 def _whole_schema(model: type[BaseModel]) -> Schema:
     return model.model_json_schema()
 
-
+# %% ../../nbs/core/10_errors.ipynb #1f7d674e
 def schema_at(model: type[BaseModel], path: Iterable[str | int]) -> Schema | None:
     "The JSON schema of the setting at `path`, or None if the model does not have it."
     whole = here = _whole_schema(model)

@@ -51,23 +51,23 @@ WORDS = {
     "aug_method": "augmentation method",
 }
 
-
+# %% ../../nbs/core/70_formatting.ipynb #0e8f7efa
 def in_words(name: str) -> str:
     "The name of a setting, a score or a column as a reader expects it."
     return WORDS.get(name) or name.removeprefix("aug_").replace("_", " ")
 
 # %% ../../nbs/core/70_formatting.ipynb #9d9855f2
-CELLS = dict.fromkeys(("p", "p_holm", "p adjusted", "importance"), three_places) | dict.fromkeys(
-    ("metric", "parameter"), in_words
-)
-
-
 def _column(values: "pd.Series[Any]") -> "pd.Series[str]":
     "The cells of a column as text; shares, that is floats from 0.001 to 1, with four decimals."
     sizes = values.abs() if values.dtype.kind == "f" else None
     if sizes is None or not sizes[sizes > 0].between(0.001, 1).all() or (sizes.dropna() % 1 == 0).all():
         return values.map(format_value)
     return values.map(lambda value: "" if math.isnan(value) else f"{value:.4f}")
+
+# %% ../../nbs/core/70_formatting.ipynb #48d6319e
+CELLS = dict.fromkeys(("p", "p_holm", "p adjusted", "importance"), three_places) | dict.fromkeys(
+    ("metric", "parameter"), in_words
+)
 
 
 def readable(table: "pd.DataFrame") -> "pd.DataFrame":

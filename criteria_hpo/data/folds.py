@@ -49,7 +49,7 @@ def check_groups(dev: pd.DataFrame, test: pd.DataFrame, fix: str = "change data.
     if (n_groups := test.group_id.nunique()) < 2:
         raise DataError(f"the test split has {n_groups} group, too few for a confidence interval; {fix}, or {ADD_GROUPS}")
 
-
+# %% ../../nbs/data/30_folds.ipynb #fb5f1759
 def check_test(dev: pd.DataFrame, test: pd.DataFrame, fix: str = "change data.test_fraction") -> None:
     """Raise DataError for a split that `check_groups` rejects, and if a side of it lacks a label."""
     check_groups(dev, test, fix)

@@ -58,12 +58,12 @@ class TokenRows(NamedTuple):
         """Return whether all numbers are the same."""
         return all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in zip(self, other))
 
-
+# %% ../../nbs/data/55_joined_tokens.ipynb #a5cacd90
 def _flat(rows: list[list[int]], dtype: type) -> np.ndarray:
     """Return the numbers of all rows as one array."""
     return np.fromiter(chain.from_iterable(rows), dtype, sum(map(len, rows)))
 
-
+# %% ../../nbs/data/55_joined_tokens.ipynb #ad28eefd
 def rows_pairwise(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: int, long_posts: str) -> TokenRows:
     """Return the tokens of the pairs, cut to `max_length`, by calling the tokenizer on each pair."""
     encoded = tokenizer(pairs.post.tolist(), pairs.criterion.tolist(), return_attention_mask=False, verbose=False)
@@ -94,7 +94,7 @@ def _in_one_part(places: list[int]) -> bool:
     """Return whether there are places, and whether they follow each other without a gap."""
     return bool(places) and places[-1] - places[0] + 1 == len(places)
 
-
+# %% ../../nbs/data/55_joined_tokens.ipynb #15b069dc
 def probe_template(tokenizer: PreTrainedTokenizerBase, post: str, criterion: str) -> Template | None:
     """Return the template that these texts show; None if the tokenizer does not put special tokens around post and criterion."""
     if not tokenizer.is_fast:
@@ -129,7 +129,7 @@ class Pieces(NamedTuple):
     starts: np.ndarray  # int64 (pieces,)
     lengths: np.ndarray  # int64 (pieces,)
 
-
+# %% ../../nbs/data/55_joined_tokens.ipynb #8b5dffe7
 def make_pieces(template: Template, posts: tuple[np.ndarray, np.ndarray], criteria: tuple[np.ndarray, np.ndarray]) -> Pieces:
     """Return the pieces of a template and of the posts and criteria, as `tokenise_texts` returns them."""
     special = _flat(template.special, np.int32), np.array([len(part) for part in template.special])
@@ -146,7 +146,7 @@ def slice_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
 
-
+# %% ../../nbs/data/55_joined_tokens.ipynb #eb08e955
 def join(pieces: Pieces, post: np.ndarray, criterion: np.ndarray, max_length: int, long_posts: str) -> TokenRows:
     """Return the tokens of n pairs, cut to `max_length`. `post`, `criterion`: their pieces, int64 (n,), n > 0."""
     parts = np.stack(np.broadcast_arrays(0, post, post, 1, criterion, 2), axis=1)

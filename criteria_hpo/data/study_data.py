@@ -141,7 +141,7 @@ def is_test_part(cell: str) -> bool:
     """Return whether a cell of the column `split` names the test part."""
     return parse_part(cell) == "test"
 
-
+# %% ../../nbs/data/40_study_data.ipynb #87197097
 def _read_split(cfg: Config, locked: Locked | None) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Fold, ...]]:
     """Return `split_pairs` of the corpus; a DataError names the file, the row or the setting."""
     pairs = load_corpus(cfg.data, cfg.seed, locked)
@@ -150,7 +150,7 @@ def _read_split(cfg: Config, locked: Locked | None) -> tuple[pd.DataFrame, pd.Da
     except DataError as err:
         raise DataError(f"{_source_of(cfg.data, pairs.group_id.nunique())}: {err}") from err
 
-
+# %% ../../nbs/data/40_study_data.ipynb #44047f1c
 def load_data(cfg: Config) -> Data:
     """Read and check the pairs, make the test split and the folds; a DataError names the file, the row or the setting."""
     with collect_warnings() as lines:
@@ -172,7 +172,7 @@ def file_hashes(data: DataConfig) -> dict[str, str]:
                 raise DataError(f"data.{setting}={place}: cannot be read ({err.strerror})") from None
     return found
 
-
+# %% ../../nbs/data/40_study_data.ipynb #146f1c43
 def check_files(data: DataConfig, stored: Mapping[str, str], name: str) -> None:
     """Raise StudyError for a file that has changed since the study `name` was begun; `stored`: its `file_hashes`."""
     for setting, now in file_hashes(data).items():

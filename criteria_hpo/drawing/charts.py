@@ -29,7 +29,7 @@ class Axis:
     limits: tuple[float, float] | None = None
     whole: bool = False
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #1000c91f
 def log_ticks(low: float, high: float) -> Ticks:
     "Return ticks of a log axis between two positive values, such as `2e-5`."
     steps = (1, 2, 5) if high < 200 * low else (1,)
@@ -104,7 +104,7 @@ class Cells:
     z: np.ndarray
     name: str = ""
 
-
+# %% ../../nbs/drawing/20_charts.ipynb #6b53ebda
 @dataclass(frozen=True)
 class Texts:
     "Short texts on a patch of paper at (x, y), for the scales within a panel."

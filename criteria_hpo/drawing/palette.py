@@ -44,7 +44,7 @@ def _channels(colour: str) -> list[int]:
     "Return red, green and blue, 0 to 255."
     return [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
 
-
+# %% ../../nbs/drawing/10_palette.ipynb #263daf20
 def _ramp(low: str, middle: str, high: str) -> dict[str, str]:
     "Return `N_SHADES` colours from low over middle to high, by role."
     shades = {}

@@ -66,7 +66,7 @@ def _bars(axes: Axes, mark: Bars) -> None:
     if mark.labels:
         axes.bar_label(bars, list(mark.labels), padding=4, fontsize=9, color=LIGHT["text"])
 
-
+# %% ../../nbs/drawing/40_print.ipynb #5062bb77
 def _cells(axes: Axes, mark: Cells) -> None:
     "Draw a grid of shades."
     shades = ListedColormap([LIGHT[f"shade{number}"] for number in range(N_SHADES)])
@@ -109,7 +109,7 @@ def _finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LIGHT["soft"])
 
-
+# %% ../../nbs/drawing/40_print.ipynb #3a7be2f7
 def _legend(figure: Figure) -> dict[str, Any]:
     "Return what was drawn first for each name."
     found: dict[str, Any] = {}
