@@ -84,7 +84,7 @@ def cross_fitted_probs(kind: Kind, labels: np.ndarray, logits: np.ndarray, group
         probs[held] = fit_calibration(kind, labels[rest], logits[rest]).apply(logits[held])
     return probs
 
-
+# %% ../../nbs/evaluation/30_calibration.ipynb #0933c7c1
 def choose_calibration(
     labels: np.ndarray,  # 0 or 1, shape (n,): of dev pairs, never of the test
     logits: np.ndarray,  # out-of-fold logits, shape (n,)

@@ -42,7 +42,7 @@ def scored_runs(labels: np.ndarray, prediction: Prediction, criteria: np.ndarray
     thresholds = np.broadcast_to(prediction[1], probs.shape)
     return [scored(labels, run, threshold, criteria) for run, threshold in zip(probs, thresholds)]
 
-
+# %% ../../nbs/evaluation/40_intervals.ipynb #202195ed
 def resampled_scores(
     rows: np.ndarray,  # group number of each pair, shape (n,)
     labels: np.ndarray,  # 0 or 1, shape (n,)
@@ -76,20 +76,20 @@ def _stretched(span: tuple[float, float], score: np.ndarray | float) -> np.ndarr
         return np.log(np.maximum(score, 1e-12))
     return np.arctanh(np.clip((score - np.mean(span)) / (np.ptp(span) / 2), -0.999, 0.999))
 
-
+# %% ../../nbs/evaluation/40_intervals.ipynb #5a28eab3
 def _restored(span: tuple[float, float], value: np.ndarray) -> np.ndarray:
     "Return the scores of `_stretched` values."
     if np.isinf(span[0]):
         return value
     return np.exp(value) if np.isinf(span[1]) else np.mean(span) + np.ptp(span) / 2 * np.tanh(value)
 
-
+# %% ../../nbs/evaluation/40_intervals.ipynb #e2e821c7
 def _slope(span: tuple[float, float], score: float) -> float:
     "Return how much faster a stretched score grows than the score; near an end of the span, the slope a little inside."
     inside = score if np.isinf(span[1]) else float(np.clip(score, span[0] + np.ptp(span) / 1000, span[1] - np.ptp(span) / 1000))
     return float((_stretched(span, inside + 1e-6) - _stretched(span, inside - 1e-6)) / 2e-6)
 
-
+# %% ../../nbs/evaluation/40_intervals.ipynb #554215c8
 def _around(span: tuple[float, float], estimate: float, parts: Sequence[Variance]) -> tuple[float, float]:
     "Return the 95 % interval of a score; `parts`: variances of the stretched score, which add up."
     total = sum(variance for variance, _ in parts)

@@ -25,7 +25,7 @@ class Metric:
     span: tuple[float, float] = (0.0, 1.0)
     larger_is_better: bool = True
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #38425238
 METRIC_TABLE = {
     "f1": Metric("F1"),
     "macro_f1": Metric("macro-F1"),
@@ -39,7 +39,7 @@ METRIC_TABLE = {
     "calibration_error": Metric("calibration error", larger_is_better=False),
 }
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #24cec28a
 def check_metric(metric: str) -> None:
     "Raise a `ConfigError` with the known names for a metric that is not in `METRIC_TABLE`."
     if metric not in METRIC_TABLE:
@@ -60,7 +60,7 @@ class Scored:
     def __len__(self) -> int:
         return len(self.labels)
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #c9f81525
 def number_names(names: np.ndarray | None, n: int, what: str) -> tuple[np.ndarray, np.ndarray]:
     "Return the sorted distinct names and each pair's number among them; without names all pairs have one."
     if names is None:
@@ -69,7 +69,7 @@ def number_names(names: np.ndarray | None, n: int, what: str) -> tuple[np.ndarra
         raise DataError(f"{len(names)} {what} for {n} labels: pass one per pair")
     return np.unique(np.asarray(names).astype(str), return_inverse=True)
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #972552f6
 def scored(
     labels: np.ndarray,  # 0 or 1, shape (n,)
     probs: np.ndarray,  # in [0, 1], shape (n,)
@@ -96,7 +96,7 @@ def bin_numbers(probs: np.ndarray) -> np.ndarray:
     "Return the bin of each probability, 0 to `N_BINS` - 1; a bin contains its upper end."
     return np.searchsorted(np.linspace(0, 1, N_BINS + 1)[1:-1], probs)
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #8113076f
 def _columns(pairs: Scored, metric: str) -> np.ndarray:
     "Return what each pair adds to the sums of a metric, shape (n, k)."
     y, p, yes = pairs.labels, pairs.probs, pairs.decided
@@ -115,7 +115,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, empty: np.ndarray | float = np.
     "Return above / below, and `empty` where `below` is 0."
     return np.where(below > 0, above / np.where(below > 0, below, 1), empty)
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #4de3eaa7
 def _of_sums(metric: str, sums: np.ndarray) -> np.ndarray:
     "Return the metric of sums (..., k) as `_columns` defines them, shape (...)."
     if metric == "calibration_error":
@@ -141,7 +141,7 @@ def _area(metric: str, found: np.ndarray, seen: np.ndarray) -> np.ndarray:
     passed = np.diff(false, axis=1, prepend=0) * (found - gained / 2)
     return _ratio(passed.sum(axis=1), found[:, -1] * false[:, -1])
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #28bd23da
 def _ranked(pairs: Scored, metric: str, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "Return average precision or AUROC under each row of `weights`, as `weighted_scores` does."
     order = np.argsort(-pairs.probs, kind="stable")
@@ -164,7 +164,7 @@ def _defined_mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
 
-
+# %% ../../nbs/evaluation/10_metrics.ipynb #92d50092
 def weighted_scores(
     pairs: Scored,
     metric: str,  # a key of `METRIC_TABLE`

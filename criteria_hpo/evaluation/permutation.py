@@ -35,7 +35,7 @@ def _joined(a: Scored, b: Scored) -> Scored:
     both = (np.concatenate(parts) for parts in zip(*(tuple(vars(one).values()) for one in (a, b))))
     return Scored(*both)
 
-
+# %% ../../nbs/evaluation/50_permutation.ipynb #52344a95
 def swapped_differences(a: list[Scored], b: list[Scored], metric: str, rows: np.ndarray, swapped: np.ndarray) -> np.ndarray:
     """Return the metric of `a` minus that of `b` after each swap, shape (n_swaps,).
 
@@ -69,7 +69,7 @@ def _at_steps(both: Scored, side: np.ndarray) -> list[np.ndarray]:
     pairs, positives = (counts(rows).cumsum(axis=1) for rows in (before, before & y))
     return [part.astype(np.float32) for part in (pairs, positives, pairs - positives - counts(tied) / 2)]
 
-
+# %% ../../nbs/evaluation/50_permutation.ipynb #86e8664c
 def _areas(parts: list[np.ndarray], negatives: int) -> np.ndarray:
     "Return average precision and AUROC, (2, n_swaps), of the curves of `_at_steps`, (n_swaps, n_steps)."
     seen, found, above = parts
@@ -78,7 +78,7 @@ def _areas(parts: list[np.ndarray], negatives: int) -> np.ndarray:
     sums = np.einsum("ij,ij->i", gained, share), np.einsum("ij,ij->i", gained, negatives - above, dtype=np.float64) / negatives
     return np.stack(sums) / positives
 
-
+# %% ../../nbs/evaluation/50_permutation.ipynb #fb8eb44e
 def ranked_differences(a: Scored, b: Scored, rows: np.ndarray, swapped: np.ndarray) -> np.ndarray:
     "Return the differences of average precision and of AUROC after each swap, (2, n_swaps); the pairs have both labels."
     n, negatives = swapped.shape[1], int((~a.labels).sum())
@@ -99,7 +99,7 @@ def _differences(a: list[Scored], b: list[Scored], metrics: Sequence[str], rows:
         ranked = dict(zip(RANKED, np.mean(each, axis=0), strict=True))
     return np.stack([ranked[m] if m in ranked else swapped_differences(a, b, m, rows, swapped) for m in metrics])
 
-
+# %% ../../nbs/evaluation/50_permutation.ipynb #f8e39afc
 def permutation_tests(
     groups: np.ndarray,  # group_id of each pair, shape (n,)
     labels: np.ndarray,  # 0 or 1, shape (n,)

@@ -68,7 +68,7 @@ def _start(scores: np.ndarray) -> Quality:
     grid = np.linspace(own.min() - pad, own.max() + 2 * pad, N_GRID)
     return Quality(folds, grid, np.full(N_GRID, 1 / N_GRID), max(noise, LEAST_NOISE))
 
-
+# %% ../../nbs/evaluation/60_selection.ipynb #1e9edee7
 def _better(quality: Quality, scores: np.ndarray, n_inner: int) -> Quality:
     "Return the model after one step: `n_inner` updates of the histogram, then one of fold effects and noise."
     total, count = quality.totals(scores)
@@ -80,7 +80,7 @@ def _better(quality: Quality, scores: np.ndarray, n_inner: int) -> Quality:
     squares = np.nansum((scores - folds - mean[:, None]) ** 2) + variance @ count
     return Quality(folds, quality.grid, share, max(np.sqrt(squares / count.sum()), LEAST_NOISE))
 
-
+# %% ../../nbs/evaluation/60_selection.ipynb #84198944
 def fit_quality(scores: np.ndarray) -> Quality:
     "Fit the model to fold scores (n_settings, n_folds), NaN where a fold is missing; each setting has a score, each fold too."
     quality = _start(scores)
@@ -100,7 +100,7 @@ class Draws:
         "Return the share of the draws that each of n settings has won."
         return np.bincount(self.winners, minlength=n) / len(self.winners)
 
-
+# %% ../../nbs/evaluation/60_selection.ipynb #44a9b774
 def _by_fold(values: np.ndarray, of_group: np.ndarray, n_folds: int) -> np.ndarray:
     "Return the sums (m, n_folds) of values (m, n_groups) over the groups of each fold."
     return values @ np.eye(n_folds)[of_group]

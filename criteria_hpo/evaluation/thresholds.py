@@ -68,7 +68,7 @@ def _counts_at(thresholds: np.ndarray, labels: np.ndarray, probs: np.ndarray) ->
     fn, tn = (np.searchsorted(np.sort(probs[side]), thresholds) for side in (labels, ~labels))
     return np.stack([labels.sum() - fn, (~labels).sum() - tn, fn, tn], axis=-1).astype(np.float64)
 
-
+# %% ../../nbs/evaluation/20_thresholds.ipynb #b462f130
 def criterion_thresholds(
     labels: np.ndarray,  # 0 or 1, shape (n,), one of them positive
     probs: np.ndarray,  # in [0, 1], shape (n,)
@@ -95,7 +95,7 @@ def group_folds(groups: np.ndarray, n_folds: int = 5) -> Iterator[tuple[np.ndarr
         raise DataError("cross-fitting needs at least two groups")
     yield from GroupKFold(n_folds).split(groups, groups=groups)
 
-
+# %% ../../nbs/evaluation/20_thresholds.ipynb #dfa9b48c
 def gain_over_groups(
     labels: np.ndarray,  # 0 or 1, shape (n,)
     new: tuple[np.ndarray, np.ndarray],  # probabilities and thresholds, shape (n,) each
@@ -122,7 +122,7 @@ def _chosen(kind: Kind, labels: np.ndarray, probs: np.ndarray, criteria: np.ndar
     own = criterion_thresholds(labels, probs, criteria, metric) if kind == "criterion" else {}
     return Thresholds(value, own, metric)
 
-
+# %% ../../nbs/evaluation/20_thresholds.ipynb #93421616
 def cross_fitted(
     kind: Kind, labels: np.ndarray, probs: np.ndarray, groups: np.ndarray, criteria: np.ndarray, metric: str = "f1"
 ) -> np.ndarray:
@@ -132,7 +132,7 @@ def cross_fitted(
         found[held] = _chosen(kind, labels[rest], probs[rest], criteria[rest], metric).of(criteria[held])
     return found
 
-
+# %% ../../nbs/evaluation/20_thresholds.ipynb #f2b24b26
 def choose_thresholds(
     labels: np.ndarray,  # 0 or 1, shape (n,): of dev pairs, never of the test
     probs: np.ndarray,  # out-of-fold probabilities, shape (n,)

@@ -43,7 +43,7 @@ def _criterion_first(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, ma
         posts = np.array([[ids.index(1) if 1 in ids else 0, ids.count(1)] for ids in marks], np.int32)
         yield TokenRows(lengths, np.concatenate(read["input_ids"]).astype(np.int32), kinds, np.zeros(len(part), np.int32), posts)
 
-
+# %% ../../nbs/evaluation/80_zero_shot.ipynb #15a95e17
 def ordered_tokens(
     pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, criterion_first: bool
 ) -> TokenisedPairs:
@@ -60,7 +60,7 @@ def logits_of(probs: np.ndarray) -> np.ndarray:
     "Return the logits of probabilities, within the range in which predictions are stored."
     return np.clip(logit(probs), -LOGIT_LIMIT, LOGIT_LIMIT)
 
-
+# %% ../../nbs/evaluation/80_zero_shot.ipynb #8789c9c0
 def model_logits(
     cfg: Config, setup: TrainingSetup, model: ModelConfig, pairs: pd.DataFrame, criterion_first: bool = False
 ) -> np.ndarray:
