@@ -44,7 +44,7 @@ class Test:
         "Groups, labels and criteria of the pairs."
         return self.pairs.group_id.to_numpy(), self.pairs.label.to_numpy(), self.pairs.criterion_id.to_numpy()
 
-
+# %% ../../nbs/confirmation/70_test_scores.ipynb #4b191daa
 def labelled_test(locked: pd.DataFrame, labelled: pd.DataFrame, models: dict[str, Predicted]) -> Test:
     "Return the test; `locked`: the predicted pairs, of which `labelled` has those with a label, in the same order."
     ids = ["post_id", "criterion_id"]
@@ -66,7 +66,13 @@ def overall_scores(test: Test) -> pd.DataFrame:
             bar.update()
     return pd.concat(parts, ignore_index=True)[["model", "metric", "estimate", "low", "high", "over"]]
 
+# %% ../../nbs/confirmation/70_test_scores.ipynb #9693fbc5
+def _by_metric(part: Test) -> list[tuple[str, pd.DataFrame]]:
+    "Return the intervals of each metric but macro-F1, which needs several criteria."
+    groups, labels, _ = part.arrays
+    return [(metric, group_intervals(groups, labels, part.models, metric)) for metric in METRIC_TABLE if metric != "macro_f1"]
 
+# %% ../../nbs/confirmation/70_test_scores.ipynb #2eef2336
 def criterion_scores(test: Test) -> pd.DataFrame:
     "Return the winner's scores per criterion: criterion, pairs, positives, metric, estimate, low, high, over."
     one, parts = Test(test.pairs, {WINNER: test.models[WINNER]}), []
@@ -78,12 +84,6 @@ def criterion_scores(test: Test) -> pd.DataFrame:
             parts.append(pd.concat(own).assign(**sizes))
     columns = ["criterion", "pairs", "positives", "metric", "estimate", "low", "high", "over"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-def _by_metric(part: Test) -> list[tuple[str, pd.DataFrame]]:
-    "Return the intervals of each metric but macro-F1, which needs several criteria."
-    groups, labels, _ = part.arrays
-    return [(metric, group_intervals(groups, labels, part.models, metric)) for metric in METRIC_TABLE if metric != "macro_f1"]
 
 # %% ../../nbs/confirmation/70_test_scores.ipynb #4c7da8ba
 def post_scores(test: Test, model: str = WINNER) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def with_holm(table: pd.DataFrame, families: list[str] | pd.Series) -> pd.DataFr
     "Return a table of tests with `p_holm`, adjusted within the families, given by columns or by a name for each row."
     return table.assign(p_holm=table.groupby(families, sort=False).p.transform(lambda p: holm(p.to_numpy())).astype(float))
 
-
+# %% ../../nbs/confirmation/70_test_scores.ipynb #2e77fdf8
 def differences(test: Test, metric: str, seed: int = 0) -> pd.DataFrame:
     "Return winner minus each other model on all scores, `metric` first: model, metric, difference, low, high, p, p_holm."
     groups, labels, criteria = test.arrays

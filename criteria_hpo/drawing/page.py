@@ -19,7 +19,7 @@ def as_json(value: str) -> str:
     "Return JSON that can stand inside a script element."
     return value.replace("</", "<\\/")
 
-
+# %% ../../nbs/drawing/35_page.ipynb #5e1f7af2
 def figure_html(chart: Chart, name: str) -> str:
     "Return the chart as an HTML figure with its caption; `name`: the id, of letters and underscores."
     height = chart.rows * chart.height + 40
@@ -108,7 +108,7 @@ addEventListener("afterprint", () => { fit(); redraw(); });
 redraw();
 """
 
-
+# %% ../../nbs/drawing/35_page.ipynb #68a2c1ed
 def page_script() -> str:
     "Return the script that draws the charts of a page."
     swap = {LIGHT[role]: DARK[role] for role in LIGHT}
@@ -161,7 +161,7 @@ nav ol { padding-left: 1.2rem; columns: 2 14rem; max-width: 40rem; }
   table { font-size: 7pt; } th, td, th:first-child, .word { white-space: normal; padding: 0.15rem 0.3rem; min-width: 0; } }
 """
 
-
+# %% ../../nbs/drawing/35_page.ipynb #3a592196
 def page_style() -> str:
     "Return the style sheet of a page, light and dark."
     light, dark = (
@@ -182,7 +182,7 @@ def document(title: str, body: str, library: str, policy: str = "") -> str:
         f"{body}\n<script>{page_script()}</script>\n</body>\n</html>\n"
     )
 
-
+# %% ../../nbs/drawing/35_page.ipynb #bbd0dd09
 def chart_page(chart: Chart, name: str) -> str:
     "Return a page of one chart that loads `LIBRARY` from its own folder."
     body = f"<main>\n<h1>{escape(chart.title)}</h1>\n{figure_html(chart, name)}</main>"

@@ -52,7 +52,7 @@ def _line(mark: Line) -> Scatter:
     }
     return Scatter(x=mark.x, y=mark.y, mode="lines", line=line, opacity=mark.opacity, connectgaps=False, hoverinfo="skip")
 
-
+# %% ../../nbs/drawing/30_web.ipynb #7de1a037
 def _bars(mark: Bars) -> Bar:
     "Return bars as a trace."
     way, along = ("v", "y") if mark.upright else ("h", "x")
@@ -68,7 +68,7 @@ def _cells(mark: Cells) -> Heatmap:
     look = {"colorscale": steps, "zmin": 0, "zmax": N_SHADES, "showscale": False, "hoverinfo": "skip"}
     return Heatmap(x=mark.x, y=mark.y, z=mark.z + 0.5, **look)
 
-
+# %% ../../nbs/drawing/30_web.ipynb #49496928
 def _texts(mark: Texts) -> Scatter:
     "Return texts as a trace."
     return Scatter(
@@ -91,7 +91,7 @@ def _span(panel: Panel, letter: str) -> float:
     values = values[np.isfinite(values)]
     return float(np.ptp(values)) if len(values) else 0.0
 
-
+# %% ../../nbs/drawing/30_web.ipynb #4c91b102
 def _axis(axis: Axis, span: float = math.inf) -> dict[str, Any]:
     "Return plotly's description of an axis; `span`: of its values."
     look: dict[str, Any] = {
@@ -120,7 +120,7 @@ def _is_number(label: str) -> bool:
     except ValueError:
         return False
 
-
+# %% ../../nbs/drawing/30_web.ipynb #fec9cd2d
 def _hover(mark: Points, panel: Panel) -> str:
     "Return plotly's template for the text at the mouse: the point's own text, and its numbers, each with its axis."
     lines, own = ["%{customdata}"] * bool(mark.hover), str(next(iter(mark.hover), ""))
@@ -130,7 +130,7 @@ def _hover(mark: Points, panel: Panel) -> str:
             lines.append(f"{axis.title}: " * bool(axis.title) + f"%{{{letter}:{',d' if axis.whole else '.4~g'}}}")
     return f"{'<br>'.join(lines)}<extra>{mark.name}</extra>"
 
-
+# %% ../../nbs/drawing/30_web.ipynb #cfd7390c
 def _trace(mark: Mark, panel: Panel, legend: bool) -> Any:
     "Return a mark of a panel as a trace; `legend`: whether this one stands for its name there."
     trace = DRAW[type(mark)](mark).update(name=mark.name, showlegend=legend)
