@@ -114,13 +114,19 @@ def _loading(model_name: str, what: str) -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 # %% ../../nbs/model/30_encoders.ipynb #c38afa1a
+def _words(steps: Tokenizer, text: str) -> list[str]:
+    "Return the words of a text that the tokenizer would look up in its vocabulary."
+    normal = text if steps.normalizer is None else steps.normalizer.normalize_str(text)
+    return [normal] if steps.pre_tokenizer is None else [word for word, _ in steps.pre_tokenizer.pre_tokenize_str(normal)]
+
+# %% ../../nbs/model/30_encoders.ipynb #4ebdaad6
 PROBES = (
     "Feeling LOW again since Monday, see https://example.org/a?b=1 or www.example.org.",
     "At 3:30 in the café I can't eat  or sleep; naïve, ÅNGSTRÖM, 12.5 % of 2,000.",
     "So tired 😴 @friend #sleep_well -- it's   over",
 )
 
-
+# %% ../../nbs/model/30_encoders.ipynb #1b5dc721
 def _file_steps(file: Path) -> Tokenizer:
     "Return a tokenizer with the normaliser and the pre-tokeniser of a tokenizer.json, and no vocabulary."
     text = file.read_text(encoding="utf-8")
@@ -129,12 +135,6 @@ def _file_steps(file: Path) -> Tokenizer:
     kept = {name: steps.get(name) for name in ("normalizer", "pre_tokenizer")}
     empty = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
     return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **kept, "model": empty}))
-
-
-def _words(steps: Tokenizer, text: str) -> list[str]:
-    "Return the words of a text that the tokenizer would look up in its vocabulary."
-    normal = text if steps.normalizer is None else steps.normalizer.normalize_str(text)
-    return [normal] if steps.pre_tokenizer is None else [word for word, _ in steps.pre_tokenizer.pre_tokenize_str(normal)]
 
 # %% ../../nbs/model/30_encoders.ipynb #fe722a43
 def reads_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:

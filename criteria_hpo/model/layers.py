@@ -50,7 +50,7 @@ def _set_layers(model: PreTrainedModel, layers: Sequence[nn.Module], lists: dict
         setattr(model.config, name, values)
     model.config.num_hidden_layers = len(layers)
 
-
+# %% ../../nbs/model/15_layers.ipynb #595f8f1c
 def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     "Keep only these layers (ascending indices from 0) in the model and its config; raises a `ModelError` for an invalid list."
     _check_keep(model, keep)
@@ -69,7 +69,7 @@ class WholeEncoder:
         "Give the model its layers back."
         _set_layers(model, self.layers, self.lists)
 
-
+# %% ../../nbs/model/15_layers.ipynb #3038dbef
 def use_first_layers(model: PreTrainedModel, n: int, setting: str = "hpo.default_setting.layers") -> WholeEncoder:
     "Cut the encoder to its first `n` layers; returns what restores it. Raises a `ModelError` that names `setting`."
     layers = tuple(encoder_layers(model))

@@ -54,7 +54,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
 )
 
-
+# %% ../../nbs/model/60_memory.ipynb #6fe9eb1f
 def is_out_of_memory(err: BaseException) -> bool:
     "Whether `err` reports that memory ran out, in any of the known forms."
     known = isinstance(err, RuntimeError) and any(message in str(err) for message in OUT_OF_MEMORY_MESSAGES)

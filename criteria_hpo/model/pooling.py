@@ -131,7 +131,7 @@ def mark_folder(folder: str | Path, model: PreTrainedModel) -> None:
     config |= {"model_type": f"criteria_hpo-{mark['pooling']}-pooled-{mark['model_type']}", MARK: mark}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-
+# %% ../../nbs/model/25_pooling.ipynb #02124695
 def read_marked(path: str) -> tuple[str, PreTrainedConfig] | None:
     "The pooling and the config of a folder or hub id that `mark_folder` marked, for one logit; None for any other."
     config, _ = PreTrainedConfig.get_config_dict(path)
@@ -140,7 +140,7 @@ def read_marked(path: str) -> tuple[str, PreTrainedConfig] | None:
     config |= {"model_type": mark["model_type"], "num_labels": 1, "problem_type": None}
     return mark["pooling"], AutoConfig.for_model(**config)
 
-
+# %% ../../nbs/model/25_pooling.ipynb #5754fcd9
 def read_query(model: PreTrainedModel, path: str) -> None:
     "Read the query of an attention pooling from the weights of a folder or hub id; no effect on another pooling."
     held = getattr(model, "pooling", None)

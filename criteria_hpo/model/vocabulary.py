@@ -106,7 +106,7 @@ def compact_embedding(model: PreTrainedModel, ids: np.ndarray) -> None:
     new.weight.requires_grad_(old.weight.requires_grad)
     model.set_input_embeddings(new.to(old.weight.device))
 
-
+# %% ../../nbs/model/35_vocabulary.ipynb #d5849bb8
 def restore_embedding(model: PreTrainedModel) -> None:
     "Let a compact model hold the whole matrix again, with the rows that training with all of them would give."
     old = model.get_input_embeddings()
@@ -129,7 +129,7 @@ def held_token(model: PreTrainedModel) -> int:
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     return int(embedding.kept[-1]) if isinstance(embedding, CompactEmbedding) else embedding.num_embeddings - 1
 
-
+# %% ../../nbs/model/35_vocabulary.ipynb #2d34e16c
 def whole_state(model: PreTrainedModel, state: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
     "The `state` of a compact model as that of one with the whole embedding `matrix`, (size, width)."
     embedding = model.get_input_embeddings()

@@ -83,7 +83,7 @@ def has_varlen() -> bool:
     "Whether this PyTorch has `torch.nn.attention.varlen`."
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
-
+# %% ../../nbs/packing/20_attention.ipynb #89f22656
 def choose_kernel(device: torch.device, dtype: torch.dtype, dropout: float, window: int | None) -> Kernel | None:
     "The kernel that computes this attention, or None if there is none but a mask of t x t on a GPU."
     if device.type != "cuda":

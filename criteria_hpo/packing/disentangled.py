@@ -25,7 +25,7 @@ def _heads(module: nn.Module, values: Tensor) -> Tensor:
     "The last dimension of `values` (..., length, width) as heads: (..., heads, length, width per head)."
     return values.unflatten(-1, (module.num_attention_heads, -1)).transpose(-3, -2)
 
-
+# %% ../../nbs/packing/30_disentangled.ipynb #ad9c5fb5
 def position_scores(module: Any, query: Tensor, key: Tensor, distances: Tensor, embeddings: Tensor) -> Tensor:
     """The unscaled position terms (rows, heads, length, length) of a `DisentangledSelfAttention`.
 
@@ -139,7 +139,7 @@ def can_fuse(model: PreTrainedModel) -> str | None:
     kind = model.config.model_type
     return None if kind == "deberta-v2" else f"{kind} has no disentangled attention of DeBERTa-v2"
 
-
+# %% ../../nbs/packing/30_disentangled.ipynb #7d46b79d
 def can_pack(model: PreTrainedModel) -> str | None:
     "Why the fused attention cannot read packed rows of this model, or None if it can."
     if problem := can_fuse(model):
@@ -147,7 +147,7 @@ def can_pack(model: PreTrainedModel) -> str | None:
     encoder: Any = model.base_model.encoder
     return None if encoder.conv is None else "its convolution reads neighbouring tokens"
 
-
+# %% ../../nbs/packing/30_disentangled.ipynb #31691cc4
 def has_disentangled_flash() -> bool:
     "Whether the optional package `disentangled-flash` is installed."
     return importlib.util.find_spec("disentangled_flash") is not None

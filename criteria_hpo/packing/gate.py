@@ -52,7 +52,7 @@ def _positions_of(model: nn.Module) -> Iterator[list[Tensor]]:
         for hook in hooks:
             hook.remove()
 
-
+# %% ../../nbs/packing/50_gate.ipynb #22455e43
 def _observed(reader: nn.Module, classifier: BERTClassifier, inputs: dict, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     "Logits (n,), the gradient of all weights in one vector, and the positions that the model looked up."
     classifier.zero_grad(set_to_none=True)

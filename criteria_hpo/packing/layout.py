@@ -56,7 +56,7 @@ def unpack(values: Tensor, layout: Layout) -> Tensor:
     padded = values.new_zeros(n * layout.longest, *values.shape[1:])
     return padded.index_copy(0, layout.slots, values).unflatten(0, (n, layout.longest))
 
-
+# %% ../../nbs/packing/10_layout.ipynb #65b2d3f7
 def repack(padded: Tensor, layout: Layout) -> Tensor:
     "The tokens (t, ...) of a rectangle (n, longest, ...), without its padding."
     return padded.flatten(0, 1)[layout.slots]

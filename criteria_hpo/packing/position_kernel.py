@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HAS_TRITON', 'triton', 'tl', 'FORWARD', 'BACKWARD', 'Tables', 'bucket_tables', 'compiled', 'kept', 'picked', 'scores',
            'scores_by_key', 'forward_queries', 'add_up', 'backward_queries', 'backward_keys', 'PositionAttention',
-           'position_attention', 'cannot_use']
+           'cannot_use', 'position_attention']
 
 # %% ../../nbs/packing/25_position_kernel.ipynb #ee9a655c
 import importlib
@@ -268,6 +268,15 @@ def _grid(shape: tuple[int, int, int], block: int) -> tuple[int, int, int]:
     return -(-longest // block), heads, texts
 
 # %% ../../nbs/packing/25_position_kernel.ipynb #96dc20f1
+def cannot_use(query: Tensor, buckets: int, terms: list[str]) -> str | None:
+    "Why the kernels do not serve this query (t, heads, width) with so many buckets and these position terms, or None."
+    if not HAS_TRITON or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return "the kernels need Triton, an NVIDIA GPU and half precision"
+    if query.shape[-1] not in (16, 32, 64, 128) or buckets < 16 or buckets & (buckets - 1):
+        return "the kernels need heads 16, 32, 64 or 128 wide and a power of two of buckets"
+    return None if {"c2p", "p2c"} <= set(terms) else "the kernels need both position terms"
+
+# %% ../../nbs/packing/25_position_kernel.ipynb #48f15b0b
 Tables = tuple[Tensor, Tensor, Tensor]
 
 
@@ -281,12 +290,3 @@ def position_attention(
     """
     given = (x.contiguous() for x in (q, k, v, a, b))
     return PositionAttention.apply(*given, tables, layout, dropout, scale)
-
-
-def cannot_use(query: Tensor, buckets: int, terms: list[str]) -> str | None:
-    "Why the kernels do not serve this query (t, heads, width) with so many buckets and these position terms, or None."
-    if not HAS_TRITON or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
-        return "the kernels need Triton, an NVIDIA GPU and half precision"
-    if query.shape[-1] not in (16, 32, 64, 128) or buckets < 16 or buckets & (buckets - 1):
-        return "the kernels need heads 16, 32, 64 or 128 wide and a power of two of buckets"
-    return None if {"c2p", "p2c"} <= set(terms) else "the kernels need both position terms"

@@ -43,7 +43,7 @@ def groups_answer(facts: Facts) -> str:
     given = f"Groups are the file's column {column}, or the post where it has none" if column else "A group is one post"
     return f"{given}; {listed(sizes)}; folds, test, intervals and tests keep groups whole."
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #4af3f83e
 def looks_answer(facts: Facts) -> str:
     "Return each look at the test labels."
     looks = facts.manifest.get("test_looks", [])
@@ -62,14 +62,14 @@ def variance_answer(facts: Facts) -> str:
         f"Study seed {facts.manifest['seed']}, {counted(facts.seeds, 'seed')} in the confirmation{', ' + final if final else ''}."
     )
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #8502ae57
 def versions_answer(facts: Facts) -> str:
     "Return commit, hash of the configuration, and hashes of the data."
     commit = str(facts.manifest["git_commit"])
     changed = " The checkout had uncommitted changes: commit them, or describe them." if commit.endswith("+changes") else ""
     return f"Commit {commit.removesuffix('+changes')}, configuration {facts.manifest['config_hash'][:12]}.{changed}"
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #42cacb7a
 def hashes_answer(facts: Facts) -> str:
     "Return the fingerprints of the data."
     hashes = facts.manifest["hashes"]
@@ -97,7 +97,7 @@ def _parts(facts: Facts) -> str:
     "Return for which parts scores are stored."
     return "By criterion and by post." if "criteria" in facts.tables else ""
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #f86f66dd
 def _baselines(facts: Facts) -> str:
     "Return the models beside the winner."
     overall = facts.tables.get("overall")
@@ -167,7 +167,7 @@ def _line(item: Item, facts: Facts) -> str:
         return f"- [ ] **{item.question}** *{YOURS}*"
     return f"- [x] **{item.question}** {answer} (`{'`, `'.join(item.where.split(', '))}`)"
 
-
+# %% ../../nbs/paper/50_checklist.ipynb #73207d87
 def checklist(facts: Facts) -> str:
     "Return the checklist as Markdown."
     parts = [f"## {title}\n\n" + "\n".join(_line(item, facts) for item in items) for title, items in QUESTIONS.items()]

@@ -36,7 +36,7 @@ def _part(sizes: dict[str, Any]) -> str:
     places += [counted(sizes["groups"], "group")] if sizes.get("groups") != sizes.get("posts") else []
     return f"{counted(sizes['pairs'], 'pair')}{share.replace('%', ' %')} from {listed([*places])}"
 
-
+# %% ../../nbs/paper/40_methods.ipynb #9c94bab9
 def parts_of(facts: Facts) -> dict[str, dict[str, Any]]:
     "Return the sizes of search and test; from the manifest where the evaluation stored none."
     counts = facts.manifest.get("counts") or {}
@@ -235,7 +235,7 @@ def means_sentence(facts: Facts) -> str:
     notes = listed([f"seed {facts.manifest['seed']}", *filter(None, [code])])
     return f"We used Python {machine['python']}, {listed(versions)} on {where}; the time was {listed(times)} ({notes})."
 
-
+# %% ../../nbs/paper/40_methods.ipynb #f5a5d61a
 def methods(facts: Facts) -> str:
     "Return the paragraph on methods, as plain text on one line."
     sentences = [*data_sentences(facts), model_sentence(facts), chunks_sentence(facts)]

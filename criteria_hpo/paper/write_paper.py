@@ -23,6 +23,13 @@ from ..plotting.tables import escape_latex, write_tables
 from ..results.stored import stored_study
 
 # %% ../../nbs/paper/70_write_paper.ipynb #3a5a99dd
+def _float(kind: str, name: str, body: str, caption: str) -> str:
+    "Return a float with caption and label."
+    label = f"\\caption{{{escape_latex(caption)}}}\\label{{{kind[:3]}:{name}}}"
+    first, second = (label, body) if kind == "table" else (body, label)
+    return f"\\begin{{{kind}}}[htbp]\n\\centering\n{first}\n{second}\n\\end{{{kind}}}\n"
+
+# %% ../../nbs/paper/70_write_paper.ipynb #d752cce2
 MOST_ROWS = 40
 HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
@@ -33,13 +40,6 @@ HEAD = r"""\documentclass[10pt]{article}
 \section*{Methods}
 \input{methods}
 """
-
-
-def _float(kind: str, name: str, body: str, caption: str) -> str:
-    "Return a float with caption and label."
-    label = f"\\caption{{{escape_latex(caption)}}}\\label{{{kind[:3]}:{name}}}"
-    first, second = (label, body) if kind == "table" else (body, label)
-    return f"\\begin{{{kind}}}[htbp]\n\\centering\n{first}\n{second}\n\\end{{{kind}}}\n"
 
 # %% ../../nbs/paper/70_write_paper.ipynb #625fa7f7
 def preview(tables: dict[str, Table], figures: Iterable[str]) -> str:

@@ -150,7 +150,7 @@ PARSERS = {
 NEEDED = {kind: {"low", "high"} for kind in ("loguniform", "uniform", "int")} | {"categorical": {"choices"}, "fixed": {"value"}}
 ALLOWED = {"int": {"step", "log"}}
 
-
+# %% ../../nbs/search/10_dimensions.ipynb #0f438209
 def parse_dimension(name: str, spec: dict[str, Any]) -> Dimension:
     "Return the dimension of one YAML entry; raises a one-line `ConfigError` for anything invalid."
     where, kind = f"hpo.search_space.{name}", spec.get("type")

@@ -108,7 +108,7 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     found = whole.best_trials if len(whole.directions) > 1 else []
     return sorted(found, key=lambda trial: (-trial.values[0], trial.values[1], trial.number))
 
-
+# %% ../../nbs/search/60_objectives.ipynb #f3103c46
 def knee(values: Sequence[Sequence[float]]) -> int | None:
     "Return the place of the knee in a front of (score, seconds); None without a point above the line between its ends."
     points = np.array(values, dtype=float).reshape(len(values), 2) * [1, -1]
@@ -130,7 +130,7 @@ def front_table(study: optuna.Study) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/search/60_objectives.ipynb #118b353e
 def front_line(study: optuna.Study) -> str:
     "Return the front in one line; empty without one."
     trials = front(study)

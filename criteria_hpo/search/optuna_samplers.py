@@ -67,7 +67,7 @@ class DeclaredRanges:
             space.update({name: self.ranges[name] for name in space.keys() & self.ranges.keys()})
         return group
 
-
+# %% ../../nbs/search/35_optuna_samplers.ipynb #ee6cf371
 class DeclaredTpeSampler(TPESampler):
     "Multivariate TPE in groups with constant liar; draws from `ranges`, by name."
 

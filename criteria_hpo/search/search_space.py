@@ -124,7 +124,7 @@ def _only_value(distribution: BaseDistribution) -> Any:
     "Return the value of a distribution with one value."
     return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else bounds(distribution)[0]
 
-
+# %% ../../nbs/search/20_search_space.ipynb #c42904c9
 def split_by_condition(space: tuple[Dimension, ...]) -> tuple[dict[str, BaseDistribution], list[str]]:
     "Return the dimensions that exist in every trial and the names of those that exist in some trials."
     certain: dict[str, Any] = {}

@@ -49,13 +49,13 @@ class Cost:
         "Return the variance of the seconds of `n_trials` trials to come: their own scatter and the error of the mean."
         return self.sd**2 * (n_trials + n_trials**2 / self.n)
 
-
+# %% ../../nbs/search/50_time_left.ipynb #90beb909
 def startup_cost(ended: Sequence[Spent], n_folds: int) -> Cost:
     "Return the cost of a trial that trains all its folds."
     seconds = seconds_per_fold(ended) * n_folds
     return Cost(float(seconds.mean()), float(seconds.std(ddof=1)), len(seconds), n_folds)
 
-
+# %% ../../nbs/search/50_time_left.ipynb #e5e64510
 def later_cost(ended: Sequence[Spent], n_folds: int) -> Cost:
     "Return the cost of a trial after the start-up."
     later = [trial for trial in ended if not trial.startup][-WINDOW:]
@@ -116,7 +116,7 @@ def _rounded(amount: float) -> float:
     "Return the amount with two significant digits."
     return float(f"{amount:.1e}")
 
-
+# %% ../../nbs/search/50_time_left.ipynb #0ebeafdc
 def left_text(left: TimeLeft | None) -> str:
     "Return the time left in words, empty where it is unknown."
     if left is None:
@@ -136,7 +136,7 @@ class Forecast:
     left: TimeLeft
     actual: float
 
-
+# %% ../../nbs/search/50_time_left.ipynb #72944a35
 def replay(trials: Sequence[Spent], n_folds: int, shares: Sequence[float] = (0.25, 0.5, 0.75)) -> list[Forecast]:
     "Return what would have been predicted after each share of the trials, given in the order of their slots."
     found = []
@@ -149,7 +149,7 @@ def replay(trials: Sequence[Spent], n_folds: int, shares: Sequence[float] = (0.2
             found.append(Forecast(share, left, actual))
     return found
 
-
+# %% ../../nbs/search/50_time_left.ipynb #4fae71fb
 def replay_line(forecasts: Sequence[Forecast]) -> str:
     "Return one line on the error of the estimates; empty without any."
     parts = [
