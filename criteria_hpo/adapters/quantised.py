@@ -27,7 +27,7 @@ def quantised(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     made.support_avx512bf16_for_cpu = False  # no weights rearranged for scoring, through which no gradient passes
     return made.requires_grad_(False).to(layer.weight.device)
 
-
+# %% ../../nbs/adapters/30_quantised.ipynb #dc185b3b
 def is_quantised(layer: nn.Module) -> bool:
     "Whether a layer holds its weights in 4 bits."
     return getattr(getattr(layer, "weight", None), "quant_state", None) is not None
@@ -48,7 +48,7 @@ def quantise_layers(model: PreTrainedModel, pattern: str, dtype: torch.dtype) ->
         if isinstance(layer, nn.Linear) and re.fullmatch(pattern, name):
             model.set_submodule(name, quantised(layer, dtype))
 
-
+# %% ../../nbs/adapters/30_quantised.ipynb #1cd121cd
 def whole_layers(model: PreTrainedModel) -> None:
     "Replace layers in 4 bits by ordinary ones, whose weights are not set."
     for name, layer in list(model.named_modules()):

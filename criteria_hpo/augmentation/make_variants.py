@@ -68,7 +68,7 @@ def _line(record: Any) -> bytes:
     text = json.dumps(record)
     return f'["{zlib.crc32(text.encode()):08x}", {text}]\n'.encode()
 
-
+# %% ../../nbs/augmentation/40_make_variants.ipynb #211c6ffa
 def _record(line: bytes) -> Any:
     "Return the record of a line, or None if the line is damaged."
     try:

@@ -100,7 +100,7 @@ CUT_BY = {
 }
 SCORED_BY = {"test posts or data (hashes.data)": ("hashes", "data"), "thresholds of their metric (objective)": ("objective",)}
 
-
+# %% ../../nbs/comparing/50_winners.ipynb #cdbb3b02
 def unlike(first: Source, second: Source, places: Mapping[str, tuple[str, ...]]) -> str:
     "Return the names of `places` of the identity in which two studies differ, with commas between them."
     both = [

@@ -85,7 +85,7 @@ def is_setting(name: str) -> bool:
     known = next((schema for schema in schemas if schema), {})
     return path[0] == "hashes" or schema_at(Config, path) is not None or known.get("additionalProperties") is True
 
-
+# %% ../../nbs/config/40_load.ipynb #7e1ccf2b
 def check_allowed_changes(names: list[str]) -> None:
     "Raise `ConfigError` for a name in `hpo.allow_changed` that is neither a setting nor a section."
     for name in names:

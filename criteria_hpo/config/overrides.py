@@ -103,7 +103,7 @@ OLD_KEYS = {
     ),
 }
 
-
+# %% ../../nbs/config/20_overrides.ipynb #759ded09
 def translate_old_keys(tree: DictConfig) -> None:
     "Move the keys of `OLD_KEYS` to the settings they stand for, and log a warning that explains each."
     for section in ("hpo.pruner", "hpo", "training"):
@@ -194,7 +194,7 @@ SHORT = {
     "launch": ("launcher=", "address=", "gpus=", "cpus=", "memory_gb=", "restarts=", "hours="),
 }
 
-
+# %% ../../nbs/config/20_overrides.ipynb #ce98a41c
 def expand_short(overrides: list[str]) -> list[str]:
     "The arguments; those of `SHORT` read as settings of the command's section, for example `input=` as `predict.input=`."
     given = [

@@ -148,7 +148,7 @@ def papermill_facts(notebook: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, LookupError, TypeError, nbformat.ValidationError):
         return {}
 
-
+# %% ../../nbs/config/60_parameters.ipynb #7cc2259e
 def stored_parameters(notebook: Path, known: dict[str, Any]) -> dict[str, Any]:
     "The parameters that an executed notebook was given, without those that the template does not have; none where it has none."
     given = papermill_facts(notebook).get("parameters")

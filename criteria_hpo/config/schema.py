@@ -144,7 +144,7 @@ def check_name(name: str) -> str:
         raise PydanticCustomError("long", "too long for a folder")
     return name
 
-
+# %% ../../nbs/config/30_schema.ipynb #a2834143
 StudyName = Annotated[
     str,
     AfterValidator(check_name),
@@ -295,7 +295,7 @@ def may_chunk(model: ModelConfig, hpo: HpoConfig) -> bool:
     "Whether a trial can read posts in chunks."
     return "chunks" in hpo.search_space or (hpo.default_setting.chunks or model.chunks.pool) != "none"
 
-
+# %% ../../nbs/config/30_schema.ipynb #012750a9
 def chunks_problem(model: ModelConfig, hpo: HpoConfig, training: TrainingConfig) -> str | None:
     "Why the settings of chunks do not fit each other, or None if they do."
     size, limit = training.physical_batch_size, model.chunks.limit

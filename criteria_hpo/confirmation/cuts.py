@@ -36,7 +36,7 @@ def new_cut(cfg: Config, dev: pd.DataFrame, number: int) -> tuple[Fold, ...]:
             last = err
     raise last
 
-
+# %% ../../nbs/confirmation/20_cuts.ipynb #fa41778a
 def valid_rows(dev: pd.DataFrame, cut: tuple[Fold, ...]) -> dict[str, np.ndarray]:
     "Return the scored rows of each fold by the hash of their ids, under which predictions are stored."
     return {rows_hash(dev, fold.valid): fold.valid for fold in cut}

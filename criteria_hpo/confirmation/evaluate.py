@@ -81,7 +81,7 @@ def default_of(confirmation: Confirmation) -> int:
     "Return the number of the default setting."
     return next(number for number, candidate in enumerate(confirmation.candidates) if candidate.is_default)
 
-
+# %% ../../nbs/confirmation/90_evaluate.ipynb #d187bba1
 def planned_refits(confirmation: Confirmation, scores: Scores, winner: int) -> Plan:
     "Return the refits of the winner and of the default setting by role; the latter only where the winner is another one."
     candidates = confirmation.candidates
@@ -93,7 +93,7 @@ def planned_refits(confirmation: Confirmation, scores: Scores, winner: int) -> P
         for role, setting in roles.items()
     }
 
-
+# %% ../../nbs/confirmation/90_evaluate.ipynb #dceaaca2
 def held_out_runs(confirmation: Confirmation, winner: int, plan: Plan) -> HeldOut:
     "Return the out-of-fold predictions, by role, on which calibration and thresholds are chosen."
     return {role: out_of_fold_runs(confirmation, winner if role == "winner" else default_of(confirmation)) for role in plan}
@@ -171,7 +171,7 @@ def models_digest(search: StudyRun, refits: list[Refit], held_out: HeldOut) -> s
     key = evaluation_key(search, refits, held_out)
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/confirmation/90_evaluate.ipynb #c5ee3065
 def score_test(confirmation: Confirmation, winner: int, digest: str, found: Models) -> tuple[Tables, dict[str, str], list[str]]:
     "Score the predictions of the test posts, which counts a look; return tables, verdicts by rival and all sentences."
     search, (models, remarks) = confirmation.search, found

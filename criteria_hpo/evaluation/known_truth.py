@@ -38,7 +38,7 @@ class Posts:
     base: np.ndarray
     effects: np.ndarray
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #a99d3f6d
 def make_posts(rng: np.random.Generator, n_groups: int) -> Posts:
     "Return the pairs of new groups."
     groups = np.repeat(np.arange(n_groups), rng.integers(4, 13, n_groups))
@@ -62,13 +62,13 @@ class Settings:
     def __getitem__(self, rows: np.ndarray) -> "Settings":
         return Settings(self.strength[rows], self.traits[rows])
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #8c63176d
 def make_settings(rng: np.random.Generator, n: int) -> Settings:
     "Return n settings: many nearly as good as the best, some much worse."
     traits = rng.standard_normal((n, TRAITS)).astype(np.float32)
     return Settings(1.6 - 0.25 * rng.gamma(1.2, 1.2, n), traits / np.linalg.norm(traits, axis=1, keepdims=True))
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #41990ba0
 def train(
     rng: np.random.Generator,
     settings: Settings,
@@ -116,7 +116,7 @@ PRUNERS = {
     "none": PrunerConfig(type="none", max_resource=N_FOLDS),
 }
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #44e78616
 @dataclass
 class Study:
     "A simulated search: logits of the first training (m, n), fold scores (m, n_folds), NaN after a trial was stopped."
@@ -132,7 +132,7 @@ class Study:
         "The pairs as the correction reads them."
         return Folds(self.posts.labels, self.posts.groups, np.zeros(len(self.folds), dtype=int), self.folds)
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #0a7ce119
 def make_study(rng: np.random.Generator, n_trials: int, n_groups: int) -> Study:
     "Return a study whose trials have all folds."
     posts, settings = make_posts(rng, n_groups), make_settings(rng, n_trials)
@@ -165,7 +165,7 @@ class Score:
     high: float
     truth: float
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #24898757
 def searched(study: Study, truth: np.polynomial.Polynomial, n_draws: int = 200) -> tuple[dict[str, Score], np.ndarray]:
     "Return search, bootstrap (complete trials, as published), bootstrap of all trials, corrected; and the rows of the top ten."
     scores, complete = study.scores, np.flatnonzero(np.isfinite(study.scores).all(axis=1))
@@ -204,7 +204,7 @@ def confirmed(rng: np.random.Generator, study: Study, top: np.ndarray, truth: np
     low, high = t_interval(value, [(over_groups, n_groups - N_FOLDS), (over_seeds, SEEDS - 1)], SPAN, n_groups)
     return Score(value, low, high, float(truth(settings.strength[best]))), int(top[best])
 
-
+# %% ../../nbs/evaluation/70_known_truth.ipynb #dd377fae
 def tested(rng: np.random.Generator, settings: Settings, n_groups: int, truth: np.polynomial.Polynomial) -> Score:
     "Return the test score of one setting, trained with five seeds, on `n_groups` new groups, with the interval of the report."
     posts = make_posts(rng, n_groups)

@@ -100,7 +100,7 @@ class ZeroShot:
     test: np.ndarray
     remark: str
 
-
+# %% ../../nbs/evaluation/80_zero_shot.ipynb #4acc372b
 def zero_shot(cfg: Config, setup: TrainingSetup, dev: pd.DataFrame, test: pd.DataFrame) -> ZeroShot | str:
     "Return the answers of the encoder's own head, or a sentence that says why it has none."
     own = cfg.model.model_copy(update={"chunks": cfg.model.chunks.for_setting(cfg.first_setting)})
