@@ -91,7 +91,9 @@ class Folds:
         where = np.zeros(self.groups.max() + 1, dtype=np.int64)
         where[self.groups] = self.folds
         if (where[self.groups] != self.folds).any():
-            raise DataError("a group is in two folds: the folds of this study were cut by another rule")
+            raise DataError(
+                "a group is in two folds: the folds of this study were cut by another rule; begin a study of another name"
+            )
         return where
 
 # %% ../../nbs/evaluation/55_contributions.ipynb #bafdb673

@@ -48,7 +48,7 @@ def hub_error() -> str | None:
 def _check_folder(given: str, folder: Path) -> None:
     "Raise a `ModelError` that names the missing file of a model folder."
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{given}: the folder has no config.json; it is not a Hugging Face model folder")
+        raise ModelError(f"{given}: the folder has no config.json; name the folder into which save_pretrained wrote the model")
     if not any(folder.glob("model*.safetensors*")):
         hint = " (pytorch_model.bin is not read: save the model again as safetensors)" if any(folder.glob("*.bin")) else ""
         raise ModelError(f"{given}: the folder has no weights, model.safetensors{hint}")
@@ -173,7 +173,9 @@ def load_tokenizer(model_name: str, max_length: int = 512) -> PreTrainedTokenize
             f"model.model_name={model_name}: the model has no tokenizer; save the tokenizer of the base model into the folder"
         )
     if not tokenizer.is_fast:
-        raise ModelError(f"model.model_name={model_name}: its tokenizer has no fast version (tokenizer.json), which is required")
+        raise ModelError(
+            f"model.model_name={model_name}: its tokenizer has no fast version (tokenizer.json); use an encoder that has one"
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(
             f"model.model_name={model_name}: its tokenizer has no pad token; set tokenizer.pad_token and save it again"

@@ -168,7 +168,7 @@ def write_report(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | No
     try:
         return write_atomic(path, report_html(cfg, study, charts))
     except OSError as err:
-        raise StudyError(f"{path}: the report cannot be written ({err.strerror})") from None
+        raise StudyError(f"{path}: the report cannot be written ({err.strerror}); mend that and run command=report") from None
 
 
 def report_line(cfg: Config, study: optuna.Study, charts: dict[str, Chart] | None = None) -> str:
