@@ -51,7 +51,7 @@ def _narrow(png: bytes) -> bytes:
     image.save(file, format="png", optimize=True)
     return file.getvalue()
 
-
+# %% ../../nbs/plotting/57_notebook_plots.ipynb #d1cd6eda
 def plot_output(png: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     "Return data and metadata of the output for a stored plot: its picture, and its figure if that is small enough."
     words, page = png.with_suffix(".txt"), png.with_suffix(".html")

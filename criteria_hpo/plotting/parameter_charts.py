@@ -51,7 +51,7 @@ def _few(n: int, some: pd.DataFrame) -> str:
     words = [str(word) for word in some.word[some.trials < RELIABLE]][::-1]
     return f" Unreliable, with fewer than {RELIABLE} trials: {', '.join(words)}." if words else ""
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #0cd46a44
 def importances_chart(study: optuna.Study) -> Chart:
     "Return the share of each parameter in what sets the best tenth of the trials apart from all, with an interval of about 80 %."
     table, n, names = importance_table(study).iloc[::-1], len(complete_trials(study)), set(varied(study))
@@ -87,7 +87,7 @@ def _by_shade(x: np.ndarray, y: np.ndarray, order: np.ndarray, trials: Sequence[
             marks.append(Points(x[rows], y[rows], f"shade{number}", "", hover, size=size))
     return marks
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #771b181a
 def spread_out(places: np.ndarray, scale: Scale) -> np.ndarray:
     "Return places in which the trials of one choice stand side by side, not on each other; those of numbers as they are."
     steps = np.arange(len(places)) * 0.618034 % 1.0  # the golden ratio fills the interval evenly, at any number of trials
@@ -136,7 +136,7 @@ def best_tenth(study: optuna.Study) -> list[FrozenTrial]:
     keep = min(MOST_LINES, max(LEAST_LINES, math.ceil(len(trials) / 10)))
     return sorted(trials, key=lambda trial: float(trial.value or 0.0), reverse=is_maximised(study))[:keep]
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #bc4e251c
 def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> np.ndarray:
     "Return where each trial crosses the axis of a parameter, 0 to 1; -0.12 where it lacks the parameter."
     return np.where(np.isfinite(places := scale.places(trials)), scale.unit(places), -0.12)
@@ -191,7 +191,7 @@ def _smooth(x: np.ndarray, y: np.ndarray, scores: np.ndarray, at_x: np.ndarray, 
     weight = near_y @ near_x.T
     return np.where(weight > 1, (near_y * scores) @ near_x.T / np.maximum(weight, 1e-9), np.nan)
 
-
+# %% ../../nbs/plotting/40_parameter_charts.ipynb #abe8a524
 def _grid(scale: Scale) -> tuple[np.ndarray, np.ndarray]:
     "Return the places of the cells on an axis, and as parts of its length; one for each choice."
     if scale.choices:

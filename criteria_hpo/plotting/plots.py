@@ -87,7 +87,7 @@ def chart_files(chart: Chart, name: str) -> dict[str, bytes]:
         f"{name}.txt": f"{chart.words}\n".encode(),
     }
 
-
+# %% ../../nbs/plotting/50_plots.ipynb #1bdfaa9b
 def _save_one(chart: Chart | None, plot: str, folder: Path) -> str:
     "Write the files of one plot, or remove them where there is no chart or it fails; return the note, which is empty on success."
     note, files = "", dict[str, bytes]()

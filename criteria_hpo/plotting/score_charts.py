@@ -25,7 +25,7 @@ def _words(rows: pd.DataFrame) -> str:
     cells = [(row.score, row.estimate, row.low, row.high) for row in rows.itertuples()]
     return ", ".join(f"{kind} {at:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]") for kind, at, low, high in cells)
 
-
+# %% ../../nbs/plotting/45_score_charts.ipynb #e26e690c
 def four_scores_chart(table: pd.DataFrame, metric: str) -> Chart:
     "Return the four scores of each model; `table`: columns model, score (of `KINDS`), estimate, low, high; `metric`: its name."
     kinds, marks = [kind for kind in KINDS if kind in set(table.score)], []

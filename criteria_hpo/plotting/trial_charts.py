@@ -64,7 +64,7 @@ def fine(n_lines: int) -> float:
     "Return the opacity at which so many lines can still be told apart."
     return max(0.12, min(0.8, 30 / n_lines))
 
-
+# %% ../../nbs/plotting/30_trial_charts.ipynb #beb9b5fb
 def _joined(trials: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
     "Return steps and scores of all trials, with NaN after each trial."
     x, y = list[float](), list[float]()
@@ -102,7 +102,7 @@ def folds_of(trial: FrozenTrial) -> int:
     "Return the folds that a trial has finished; of a study by others, the number of its reports."
     return len(trial.user_attrs.get("fold_scores", trial.intermediate_values))
 
-
+# %% ../../nbs/plotting/30_trial_charts.ipynb #efe73c93
 def _by_rule(trials: list[FrozenTrial], n_folds: int) -> dict[str, tuple[int, int]]:
     "Return folds trained and folds saved by each rule that stopped a trial, and of the trials that no rule stopped."
     found: dict[str, tuple[int, int]] = {}

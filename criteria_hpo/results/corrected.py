@@ -60,7 +60,7 @@ class Scored:
         "Whether each trial has all folds, (m,)."
         return np.isfinite(self.scores).all(axis=1)
 
-
+# %% ../../nbs/results/45_corrected.ipynb #942bbd98
 def comparable_trials(study: optuna.Study) -> tuple[list[FrozenTrial], np.ndarray]:
     "Return the finished trials that can be compared, and their scores (m, n_folds), NaN where a fold is missing."
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -70,7 +70,7 @@ def comparable_trials(study: optuna.Study) -> tuple[list[FrozenTrial], np.ndarra
         scores[row, : len(trial.user_attrs["fold_scores"])] = trial.user_attrs["fold_scores"]
     return trials, scores
 
-
+# %% ../../nbs/results/45_corrected.ipynb #f0b890bb
 def scored_trials(study: optuna.Study, ledger: LedgerReader, data: Data, own_thresholds: bool = False) -> Scored:
     "Return the finished trials that can be compared, with their stored predictions; `own_thresholds`: each fold has its own."
     trials, scores = comparable_trials(study)
@@ -146,7 +146,7 @@ def winners_table(table: Scored, found: Selection) -> pd.DataFrame:
     }
     return pd.DataFrame(columns, index=pd.Index([table.trials[row].number for row in rows], name="trial"))
 
-
+# %% ../../nbs/results/45_corrected.ipynb #77c8968c
 def correction_lines(table: Scored, found: Selection, metric: str) -> list[str]:
     "Return sentences on the corrected score and on how sure the choice is; `metric`: as shown."
     best, often = table.trials[found.row].number, int(found.wins.argmax())
@@ -198,7 +198,7 @@ def correction_text(winners: pd.DataFrame, lines: list[str]) -> str:
     shown = winners.assign(wins=winners.wins.map("{:.1%}".format)).round(4).reset_index()
     return "\n".join([*lines, "", "The settings that win the draws:", shown.to_string(index=False)])
 
-
+# %% ../../nbs/results/45_corrected.ipynb #6a7f9338
 def from_folds(study: optuna.Study) -> list[str]:
     "Return what the fold scores alone tell about the luck of the best, and how to get the rest; or why they do not."
     rest = "Its interval needs the data: command=hpo with the settings of the study adds it, once the study has ended."
@@ -210,7 +210,7 @@ def from_folds(study: optuna.Study) -> list[str]:
     title = f"Best of {len(trials):,} trials by search: {score_title(study)} {means[best]:.4f}"
     return [f"{title}. From the scores of the folds alone, {expected[best]:.4f} is to be expected on folds cut anew.", rest]
 
-
+# %% ../../nbs/results/45_corrected.ipynb #b26f88d5
 def known_correction(cfg: Config, study: optuna.Study) -> Correction:
     "Return the stored winners and sentences; without them what the fold scores tell, see `from_folds`."
     try:
@@ -222,7 +222,7 @@ def known_correction(cfg: Config, study: optuna.Study) -> Correction:
     newer = [f"This is of {trials:,} trials; the study has {now:,} now."] if now != trials else []
     return (winners.set_index("trial") if len(winners) else winners), lines + newer
 
-
+# %% ../../nbs/results/45_corrected.ipynb #87ddbe03
 def stored_correction(cfg: Config, study: optuna.Study) -> str:
     "Return `known_correction` as plain text."
     return correction_text(*known_correction(cfg, study))

@@ -37,7 +37,7 @@ def _spent(rows: list[FoldRow], unfinished: dict[str, Any] | None, whole: float 
         "other": max((whole or 0.0) - seconds, 0.0),
     }
 
-
+# %% ../../nbs/results/60_costs.ipynb #a47cb9b5
 def trial_costs(study: optuna.Study, ledger: Ledger) -> pd.DataFrame:
     "Return one row per slot: slot, state, reason, folds, epochs; training, evaluation, other in seconds."
     noted = {trial_id(t): t.user_attrs for t in study.get_trials(deepcopy=False)}

@@ -66,7 +66,7 @@ def learning_remark(study: optuna.Study, folds: Iterable[FoldRow]) -> str:
     tried, epochs = _tried_values(study, details)
     return _remark(details, metric_name(study), f"hpo.search_space.learning_rate{tried}", epochs, "under another hpo.study_name ")
 
-
+# %% ../../nbs/results/40_learning.ipynb #ef7e7c59
 def setting_remark(folds: list[dict[str, Any]], metric: str) -> str:
     "The same of the stored folds of a single setting; `metric`: that of the table."
     most = max((fold["epochs"] for fold in folds), default=0)

@@ -83,7 +83,7 @@ def _own_result(cfg: Config, study: optuna.Study) -> dict[str, Any]:
     own = stored.get("hashes") == (study.user_attrs.get("identity") or {}).get("hashes")
     return stored if own and "text" in stored else {}
 
-
+# %% ../../nbs/results/20_looks.ipynb #3574e9d0
 def stored_verdict(cfg: Config, study: optuna.Study) -> list[str]:
     "Return the sentences of the stored result, none where it belongs to other data."
     return str(_own_result(cfg, study).get("text", "")).rpartition("\n\n")[2].splitlines()
@@ -93,7 +93,7 @@ def stored_headline(cfg: Config, study: optuna.Study) -> list[str]:
     "Return the lines of the stored result for a terminal, none where it belongs to other data."
     return list(map(str, _own_result(cfg, study).get("headline", [])))
 
-
+# %% ../../nbs/results/20_looks.ipynb #fd9b94c5
 TO_SCORE = "run command=evaluate to score"
 
 

@@ -103,7 +103,7 @@ def names_study(words: list[str], name: str) -> bool:
     chosen = f"hpo.study_name={name}" in settings and command == "command=hpo"
     return (cli and chosen) or (launcher and ["--study", name] in [words[i : i + 2] for i in range(len(words))])
 
-
+# %% ../../nbs/results/70_stored.ipynb #92e46698
 def starting_process(name: str) -> int | None:
     "Return the number of a process of this machine that runs the study `name`, or None."
     for process in psutil.process_iter(["cmdline"]):
@@ -125,7 +125,7 @@ def _stored_progress(cfg: Config, study: optuna.Study) -> tuple[Progress, int]:
     startup = unpruned_slots(study.user_attrs["identity"]["hpo"]["pruner"], n_trials)
     return read_progress(ledger, n_trials, n_folds, startup), n_folds
 
-
+# %% ../../nbs/results/70_stored.ipynb #32499990
 def _evaluation_state(cfg: Config, search: optuna.Study) -> str:
     "Return how far command=evaluate has come, after a semicolon; nothing before it was run."
     try:

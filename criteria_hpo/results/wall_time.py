@@ -45,7 +45,7 @@ def wall_seconds(trials: Sequence[FrozenTrial]) -> np.ndarray:
     lasted = np.minimum(stop - start, np.diff(held, prepend=0.0))
     return np.maximum.accumulate(_covered(stop - lasted, stop))
 
-
+# %% ../../nbs/results/48_wall_time.ipynb #1253c836
 def seconds_passed(trials: Sequence[FrozenTrial]) -> float:
     "Return the wall time of the trials that have ended, in seconds, without breaks between two runs; in any order."
     ended = sorted((t.datetime_complete.timestamp(), t.number, t) for t in trials if t.datetime_complete)

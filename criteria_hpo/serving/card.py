@@ -81,7 +81,7 @@ def adapter_sentence(model: Mapping[str, Any], hpo: Mapping[str, Any]) -> str:
         return ""
     return "A low-rank adapter that a setting trained is merged into these weights; `peft` is not needed to use them. "
 
-
+# %% ../../nbs/serving/30_card.ipynb #c4493d58
 def search_section(manifest: Mapping[str, Any]) -> str:
     "Return the sentences on the search: encoder, trials, folds, metric, sampler and pruner."
     cfg = manifest.get("config") or {}

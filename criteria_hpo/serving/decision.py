@@ -57,7 +57,7 @@ def decision_to_json(decision: Decision) -> str:
     "Return the decision as JSON of several lines."
     return json.dumps(asdict(decision), indent=1, sort_keys=True) + "\n"
 
-
+# %% ../../nbs/serving/10_decision.ipynb #a0bdde2c
 def decision_from_json(text: str, source: str) -> Decision:
     "Read what `decision_to_json` wrote; `source` names the file in the `ModelError` for any other text."
     try:

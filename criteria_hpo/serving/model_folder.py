@@ -127,7 +127,7 @@ def check_replaceable(folder: Path) -> None:
     if folder.exists() and not is_model_folder(folder):
         raise StudyError(f"{folder}: exists and is not a model of criteria_hpo; move it away, it is not overwritten")
 
-
+# %% ../../nbs/serving/20_model_folder.ipynb #5f53890b
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     "Yield a new folder that takes the place of `folder` if the body succeeds. Raises a `StudyError` for a folder of other files."
@@ -229,7 +229,7 @@ def member_places(folder: Path) -> list[Path]:
     about = read_facts(folder)[0]
     return [folder, *(folder / "members" / str(number) for number in range(2, about["members"] + 1))]
 
-
+# %% ../../nbs/serving/20_model_folder.ipynb #53a92e04
 def read_model(folder: Path, weights: bool = True) -> StoredModel:
     "Read a folder of `write_model`, perhaps without members; raises a `ModelError` of one line for any other folder."
     about, decision, criteria, identity = read_facts(folder)

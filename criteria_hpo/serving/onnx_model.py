@@ -42,7 +42,7 @@ def graph_file(place: Path, int8: bool = False) -> Path:
     "Return the file of the graph of a member in the folder `place`."
     return place / ONNX / ("model_int8.onnx" if int8 else "model.onnx")
 
-
+# %% ../../nbs/serving/45_onnx_model.ipynb #6c56fe2e
 def weights_of(folder: Path, place: Path, about: dict[str, Any]) -> dict[str, str]:
     "Return the hashes of the config and the weights of a member, by path within the folder, from the folder's manifest."
     start = place.relative_to(folder).as_posix()
@@ -51,7 +51,7 @@ def weights_of(folder: Path, place: Path, about: dict[str, Any]) -> dict[str, st
         name: about["files"][name] for name, path in paths.items() if path.suffix == ".safetensors" or path.name == "config.json"
     }
 
-
+# %% ../../nbs/serving/45_onnx_model.ipynb #af389ec3
 @contextmanager
 def new_graphs(place: Path) -> Iterator[Path]:
     "Yield a new folder that becomes the folder of a member's graphs if the body succeeds. Raises a `ModelError` where it cannot."

@@ -44,7 +44,7 @@ def check_output(output: Path, overwrite: bool) -> str:
         raise ConfigError(f"predict.output={output}: exists; name another file, or set predict.overwrite=true")
     return extension
 
-
+# %% ../../nbs/serving/60_predict.ipynb #acdb7abd
 def checked_paths(cfg: Config) -> tuple[Path, Path, Path]:
     "Return the folder of the model, the input and the output. Raises a `ConfigError` for a setting that is missing or wrong."
     given = cfg.predict
@@ -74,7 +74,7 @@ def input_hash(path: Path) -> str:
             bar.update(len(block))
     return found.hexdigest()
 
-
+# %% ../../nbs/serving/60_predict.ipynb #495ee467
 @dataclass
 class Progress:
     "How far a prediction is: rows read, rows skipped, and the length in bytes of the answers and of the list of skipped rows."
@@ -90,7 +90,7 @@ def beside(output: Path, what: str) -> Path:
     "Return the path of a file that stands beside the output."
     return output.with_name(f"{output.name}.{what}")
 
-
+# %% ../../nbs/serving/60_predict.ipynb #0f3d68b0
 def stored_progress(output: Path, question: dict[str, Any], overwrite: bool) -> Progress:
     "Return the progress of a stopped run, or that of a new one. Raises a `DataError` if the stopped one had another question."
     try:
@@ -167,7 +167,7 @@ def answer_rows(predictor: Predictor, rows: list[Row], extension: str) -> bytes:
     table = {"post_id": [row.post_id for row in good], "post": [row.post for row in good]}
     return answer_bytes(predictor.predict(pd.DataFrame(table, dtype=object)), extension)
 
-
+# %% ../../nbs/serving/60_predict.ipynb #48f5b492
 def finish(answers: Answers, extension: str) -> None:
     "Turn the part into the output and delete what only a stopped run needs."
     part, output = beside(answers.output, "part"), answers.output

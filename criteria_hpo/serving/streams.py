@@ -38,7 +38,7 @@ class Row(NamedTuple):
     post: str
     problem: str = ""
 
-
+# %% ../../nbs/serving/50_streams.ipynb #b7261371
 def checked_row(number: int, post_id: str, post: str) -> Row:
     "Return the row, with its problem in place of its texts if it has one."
     if SURROGATE.search(post) or SURROGATE.search(post_id):
@@ -98,7 +98,7 @@ def json_cells(line: bytes) -> dict[str, str] | str:
     except DataError as err:
         return str(err).lstrip(":, ").partition(";")[0]
 
-
+# %% ../../nbs/serving/50_streams.ipynb #6bcc4c39
 def json_rows(stream: IO[bytes], source: str, names: Mapping[str, str | None]) -> Iterator[Row]:
     "Yield the objects of a file of JSON lines; blank lines are left out."
     at: dict[str, str] = {}
@@ -139,7 +139,7 @@ class PostFile(NamedTuple):
     position: Callable[[], int]
     size: int
 
-
+# %% ../../nbs/serving/50_streams.ipynb #70c3a0c8
 def _rows(stream: IO[bytes], extension: str, source: str, names: Mapping[str, str | None]) -> Iterator[Row]:
     "Return the rows of an open table."
     if extension == ".parquet":
@@ -148,7 +148,7 @@ def _rows(stream: IO[bytes], extension: str, source: str, names: Mapping[str, st
         return json_rows(stream, source, names)
     return delimited_rows(stream, source, "\t" if extension == ".tsv" else ",", names)
 
-
+# %% ../../nbs/serving/50_streams.ipynb #49fb9ace
 def _named_errors(rows: Iterator[Row], path: Path) -> Iterator[Row]:
     "Yield the rows; an error of the file system or of a decompressor becomes a `DataError`."
     try:
@@ -156,7 +156,7 @@ def _named_errors(rows: Iterator[Row], path: Path) -> Iterator[Row]:
     except READ_ERRORS as err:
         raise read_error(err, path, "predict.input") from None
 
-
+# %% ../../nbs/serving/50_streams.ipynb #1a3132f9
 @contextmanager
 def open_posts(path: Path, names: Mapping[str, str | None]) -> Iterator[PostFile]:
     "Open a table of posts, in any format of `read_table`, while the body runs; Parquet must not be compressed as a whole."
@@ -203,7 +203,7 @@ def answer_bytes(answers: pd.DataFrame, extension: str, header: bool = False) ->
     separator = "\t" if extension == ".tsv" else ","
     return answers.to_csv(index=False, header=header, sep=separator, float_format="%.9g", lineterminator="\n").encode()
 
-
+# %% ../../nbs/serving/50_streams.ipynb #ea94d4b1
 def convert_to_parquet(answers: Path, output: Path) -> None:
     "Write the CSV of `answer_bytes` as a Parquet file, block by block; ids stay texts as they are, also 007 and NA."
     types = {"post_id": pa.string(), "criterion_id": pa.string(), "probability": pa.float64(), "decision": pa.int64()}

@@ -93,7 +93,7 @@ def is_written(folder: Path, source: str) -> bool:
     found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return found.get("source") == source and all((folder / name).is_file() for name in found["model"]["files"])
 
-
+# %% ../../nbs/serving/35_study_model.ipynb #0054bd14
 def write_study_model(cfg: Config, made: StudyModel) -> Path:
     "Write the model into the study's folder unless it is there, and return its folder. Raises a `StudyError` if it cannot."
     folder, source, model = study_dir(cfg) / MODEL, made.source(cfg), cfg.model
