@@ -139,7 +139,7 @@ def is_complete(notebook: Path) -> bool:
     about = papermill_facts(notebook)
     return about.get("end_time") is not None and not about.get("exception")
 
-
+# %% ../nbs/50_notebooks.ipynb #74f18459
 def execute(template: str | Path, output: str | Path, parameters: dict[str, Any], kernel: WaitingKernel | None = None) -> Path:
     """Run the template with `parameters`, write the executed notebook to `output` and return its path.
 
@@ -241,7 +241,7 @@ def study_names(text: str) -> list[str]:
     "Return the names in a text: separated by commas or, where it has none, by blanks. Raises a `ConfigError` for an open quote."
     return text.split(",") if "," in text else split_overrides(text)
 
-
+# %% ../nbs/50_notebooks.ipynb #c7715142
 def run_compare_notebook(studies: str, assignments: Sequence[str], template: str | None = None) -> Path:
     "Run the notebook that compares `studies` (see `study_names`); return the path of the executed notebook."
     from criteria_hpo.comparing.compare import compare_folder

@@ -38,7 +38,7 @@ LIBRARIES = (
     "ipykernel.kernelapp",
 )
 
-
+# %% ../nbs/45_waiting_kernel.ipynb #f7cf0c14
 def load_libraries(names: Sequence[str]) -> None:
     "Import modules; one that cannot be imported is skipped."
     with quick_imports():
@@ -46,7 +46,7 @@ def load_libraries(names: Sequence[str]) -> None:
             with suppress(Exception):  # whatever is wrong with it, the cell that needs it says so
                 importlib.import_module(name)
 
-
+# %% ../nbs/45_waiting_kernel.ipynb #fc641856
 def serve(names: Sequence[str]) -> None:
     "Load the libraries, then run the kernel with the arguments in a line of standard input (JSON); without a line end."
     load_libraries(names)

@@ -59,6 +59,10 @@ def events_table() -> pd.DataFrame:
     return pd.DataFrame([(name, *row) for name, row in EVENTS.items()], columns=["event", "meaning", "fields"]).set_index("event")
 
 # %% ../../nbs/live/10_events.ipynb #9eecf420
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+# %% ../../nbs/live/10_events.ipynb #3c8e4410
 def event_line(event: str, fields: dict[str, Any]) -> bytes:
     "Return the line of an event of this process. Raises `KeyError` or `ValueError` for an event or field that `EVENTS` lacks."
     if unknown := set(fields) - set(EVENTS[event][1].split()):
@@ -68,10 +72,6 @@ def event_line(event: str, fields: dict[str, Any]) -> bytes:
     where = {"host": socket.gethostname(), "worker": process.pid, "memory_mb": round(process.memory_info().rss / 1e6, 1)}
     kept = {name: value for name, value in fields.items() if value is not None and not _is_nan(value)}
     return json.dumps({"time": now, "event": event, **where, **kept}).encode() + b"\n"
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 # %% ../../nbs/live/10_events.ipynb #dabc8fc2
 BLOCK = 65_536  # bytes; longer than any line

@@ -75,7 +75,7 @@ def milliseconds(moment: datetime | None) -> int:
     "Return a local time as Unix time in milliseconds, 0 for none."
     return 0 if moment is None else int(moment.timestamp() * 1000)
 
-
+# %% ../../nbs/live/75_mlflow_runs.ipynb #5c2cb1a4
 def trial_metrics(trial: FrozenTrial, folds: Mapping[int, float]) -> list[tuple[str, float, int]]:
     "Return (name, value, step) of a trial: `fold_score` by fold; `OBJECTIVES` and `seconds` of an ended one."
     found = [("fold_score", score, fold) for fold, score in folds.items()]
@@ -84,7 +84,7 @@ def trial_metrics(trial: FrozenTrial, folds: Mapping[int, float]) -> list[tuple[
         found.append(("seconds", trial.duration.total_seconds(), 0))
     return found
 
-
+# %% ../../nbs/live/75_mlflow_runs.ipynb #a7ca426f
 def fold_scores(url: str, study: str) -> dict[int, dict[int, float]]:
     "Return the committed scores of each trial by fold, by the trial's id in the database."
     reader = LedgerReader(url, study)

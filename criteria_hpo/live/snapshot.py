@@ -33,7 +33,7 @@ def memory_of(process: psutil.Process) -> int:
         return getattr(full, "pss", 0) or full.rss
     return 0
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #a5bde47f
 def study_memory(owners: Iterable[Owner]) -> int:
     "Return the bytes of memory of this process, of the workers on this machine, and of the processes that they started."
     here = this_process()
@@ -77,7 +77,7 @@ class Watched:
         "What a slot is called: a confirmation trains settings that trials of the search have found."
         return "trial" if self.what == "Study" else "training"
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #ca782bd0
 @dataclass(frozen=True)
 class Snapshot:
     "The state of a study at one moment; `seconds`: since this command began; `memory` in bytes, `gpu` in gigabytes."
@@ -148,7 +148,7 @@ def clock_text(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #2f74bf31
 def running_text(snapshot: Snapshot) -> list[str]:
     "Return a line for each running trial, at most `MOST_RUNNING`: trial, fold and epoch."
     study, lines = snapshot.study, []
@@ -167,7 +167,7 @@ def best_text(snapshot: Snapshot) -> str:
         return "none yet" if best is None else "0 (nothing learnt yet)"
     return f"{snapshot.study.metric} {best:.4f} ({snapshot.study.unit} {snapshot.best_trial})".lstrip()
 
-
+# %% ../../nbs/live/20_snapshot.ipynb #31910b2b
 def memory_text(snapshot: Snapshot) -> str:
     "Return the memory of the study's processes on this machine, and that of its GPUs."
     parts = [] if snapshot.memory is None else [f"{snapshot.memory / 1e9:.1f} GB"]

@@ -25,7 +25,7 @@ def compared_sizes(longest: int) -> list[tuple[int, int]]:
     "Return the (rows, width) at which a graph is compared with its model."
     return [(1, 2), (5, max(2, longest // 8)), (2, max(2, longest // 2)), (3, longest)]
 
-
+# %% ../../nbs/portable/30_agreement.ipynb #29f1dd73
 def largest_difference(model: PreTrainedModel, session: Any, sizes: Iterable[tuple[int, int]]) -> float:
     "Return the largest absolute difference of a logit, on random tokens; infinite where the graph cannot compute a size."
     largest = 0.0
@@ -40,7 +40,7 @@ def largest_difference(model: PreTrainedModel, session: Any, sizes: Iterable[tup
         largest = max(largest, float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf"))
     return largest
 
-
+# %% ../../nbs/portable/30_agreement.ipynb #0ca09272
 def check_agreement(model: PreTrainedModel, session: Any, longest: int) -> float:
     "Return the largest difference at `compared_sizes`. Raises a `ModelError` if it is above the tolerance."
     found = largest_difference(model, session, compared_sizes(longest))

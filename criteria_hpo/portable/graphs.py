@@ -67,7 +67,7 @@ def check_family(model: PreTrainedModel) -> None:
     if why := REFUSED.get(model.config.model_type):
         raise ModelError(f"command=onnx: PyTorch's exporter does not serve {model.config.model_type} ({why}); use backend=torch")
 
-
+# %% ../../nbs/portable/10_graphs.ipynb #cb162473
 def write_graph(model: PreTrainedModel, file: Path) -> None:
     """Write the model, which must be in evaluation mode and on the CPU, to `file`, with its weights in `file`.data.
 

@@ -43,7 +43,7 @@ def f1_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndar
     score = float(2 * hits.sum() / max(total, 1))
     return score, (2 * hits - score * (2.0 * hits + errors)) / max(total, 1)
 
-
+# %% ../../nbs/pruning/20_racing.ipynb #24ccbd83
 def mcc_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
     "Return the Matthews correlation of `logits >= 0` and the influence of each pair, shapes (n,); 0 for a constant answer."
     y, decided = labels.astype(float), (logits >= 0).astype(float)
@@ -56,7 +56,7 @@ def mcc_influence(labels: np.ndarray, logits: np.ndarray) -> tuple[float, np.nda
         a * b / np.sqrt(variances[0] * variances[1]) - score / 2 * sum(v**2 / m for v, m in zip((a, b), variances))
     ) / len(y)
 
-
+# %% ../../nbs/pruning/20_racing.ipynb #6aa12b54
 def macro_f1_influence(labels: np.ndarray, logits: np.ndarray, criteria: np.ndarray) -> tuple[float, np.ndarray]:
     "Return the mean of `f1_influence` over the `criteria`, shape (n,), that have a positive label."
     parts = [criteria == number for number in np.unique(criteria[labels.astype(bool)])]
@@ -163,7 +163,7 @@ class RacePrior:
 
 DEFAULT_PRIOR = RacePrior()
 
-
+# %% ../../nbs/pruning/20_racing.ipynb #f6f2cf54
 def noise_variance(standings: Standings, prior: RacePrior) -> np.ndarray:
     "Return the variance of a fold score around the effects of its trial and its fold, shape (...,)."
     n = standings.sums.shape[-1]
@@ -223,7 +223,7 @@ def curves_standings(curves: Sequence[Curve], n_folds: int, per_fold: int) -> St
     table = answers_of(curves, ("standings", n_folds, per_fold), row, n_folds + per_fold - 1)
     return standings_of(table[:, :n_folds], table[:, n_folds:])
 
-
+# %% ../../nbs/pruning/20_racing.ipynb #594431c9
 def racing_prunes(
     config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve], prior: RacePrior = DEFAULT_PRIOR
 ) -> bool:

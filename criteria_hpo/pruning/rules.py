@@ -146,7 +146,7 @@ def _bracket(budgets: tuple[int, ...], key: object, number: int) -> int:
     ticket = binascii.crc32(f"{key}_{number}".encode()) % sum(budgets)
     return next(b for b in range(len(budgets)) if ticket < sum(budgets[: b + 1]))
 
-
+# %% ../../nbs/pruning/10_rules.ipynb #c76f7677
 @dataclass(frozen=True)
 class Brackets:
     "Hyperband's successive halvings: the rungs of each bracket and its share of the trials."
@@ -175,15 +175,6 @@ def halving_prunes(value: float, others: Sequence[float] | np.ndarray, reduction
     return bool(better >= max((len(others) + 1) // reduction_factor, 1))
 
 # %% ../../nbs/pruning/10_rules.ipynb #1766d1b5
-def hyperband_prunes(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> bool:
-    "Return whether the last report passes a rung of the trial's bracket at which the trial is not among the best."
-    plan = brackets(config.min_resource, config.max_resource, config.reduction_factor)
-    bracket, before = plan.of(seed, trial.slot), max((s for s in trial.values if s < trial.last), default=0)
-    passed = [rung for rung in plan.rungs[bracket] if before < rung <= trial.last]
-    value, eta = trial.values[trial.last], config.reduction_factor
-    return any(halving_prunes(value, _values_at(rung, plan, seed, bracket, others), eta) for rung in passed)
-
-
 def _values_at(rung: int, plan: Brackets, seed: int, bracket: int, others: Sequence[Curve]) -> np.ndarray:
     "Return the values at a rung of the trials of a bracket, float64 (n,)."
 
@@ -192,6 +183,15 @@ def _values_at(rung: int, plan: Brackets, seed: int, bracket: int, others: Seque
         return None if value is None else (value,)
 
     return answers_of(others, ("rung", rung, plan, seed, bracket), ask)[:, 0]
+
+# %% ../../nbs/pruning/10_rules.ipynb #0cb5d76f
+def hyperband_prunes(config: PrunerConfig, seed: int, trial: Curve, others: Sequence[Curve]) -> bool:
+    "Return whether the last report passes a rung of the trial's bracket at which the trial is not among the best."
+    plan = brackets(config.min_resource, config.max_resource, config.reduction_factor)
+    bracket, before = plan.of(seed, trial.slot), max((s for s in trial.values if s < trial.last), default=0)
+    passed = [rung for rung in plan.rungs[bracket] if before < rung <= trial.last]
+    value, eta = trial.values[trial.last], config.reduction_factor
+    return any(halving_prunes(value, _values_at(rung, plan, seed, bracket, others), eta) for rung in passed)
 
 # %% ../../nbs/pruning/10_rules.ipynb #48b415d8
 def median(values: Sequence[float]) -> float:

@@ -42,7 +42,7 @@ def section(name: str, title: str, *parts: str) -> str:
         else ""
     )
 
-
+# %% ../../nbs/reporting/10_markup.ipynb #b788e3a7
 def paragraphs(lines: Sequence[str]) -> str:
     "Return sentences as paragraphs."
     return "\n".join(f"<p>{escape(line)}</p>" for line in lines if line)

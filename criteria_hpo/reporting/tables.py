@@ -77,7 +77,7 @@ def top_trials(study: optuna.Study, n: int = 10) -> list[FrozenTrial]:
     "Return the best complete trials, best first."
     return sorted(complete_trials(study), key=lambda trial: float(trial.value or 0.0), reverse=is_maximised(study))[:n]
 
-
+# %% ../../nbs/reporting/20_tables.ipynb #a12b8205
 def top_table(study: optuna.Study, n: int = 10) -> pd.DataFrame:
     "Return the best trials with mean, spread, fold scores, and parameters in words."
     rows = []
@@ -89,7 +89,7 @@ def top_table(study: optuna.Study, n: int = 10) -> pd.DataFrame:
         rows.append({"trial": trial.number, score_title(study): trial.value, "spread": spread} | folds | settings)
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/reporting/20_tables.ipynb #341323e5
 def top_parts(study: optuna.Study, n: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return `top_table` as two that fit on a page: the scores, and the settings."
     table = top_table(study, n)
@@ -108,7 +108,7 @@ def _stored(folder: Path, name: str) -> pd.DataFrame:
     path = folder / "evaluation" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else pd.DataFrame()
 
-
+# %% ../../nbs/reporting/20_tables.ipynb #8a4fc574
 def evaluation_tables(folder: Path, metric: str) -> dict[str, pd.DataFrame]:
     "Return the stored tables of an evaluation that a report shows, by caption; none before it. `folder`: of the study."
     overall, differences = _stored(folder, "overall"), _stored(folder, "differences")

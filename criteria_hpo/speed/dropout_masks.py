@@ -38,7 +38,7 @@ def word_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     with part("dropout"):
         return x * draw_mask(x, p)
 
-
+# %% ../../nbs/speed/30_dropout_masks.ipynb #da1dc212
 @contextmanager
 def word_masks(on: bool = True) -> Iterator[None]:
     "Draw the masks of all dropouts on a CPU by `word_dropout` while the body runs; `on=False` changes nothing."

@@ -35,7 +35,7 @@ def attention_of(model: PreTrainedModel) -> str:
     "The attention that the encoder uses."
     return str(model.config._attn_implementation)
 
-
+# %% ../../nbs/speed/40_machine_choice.ipynb #39a90d3a
 def set_attention(model: PreTrainedModel, name: str) -> None:
     "Switch the encoder to an attention of `ATTENTIONS`. Raises a `ModelError` if it does not support it."
     if name == attention_of(model):
@@ -44,7 +44,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
         raise ModelError(f"model.attention=sdpa: {model.config.model_type} does not support it; use auto")
     model.set_attn_implementation(name)
 
-
+# %% ../../nbs/speed/40_machine_choice.ipynb #a8411238
 def attentions(model: PreTrainedModel) -> tuple[str, ...]:
     "The attentions of `ATTENTIONS` that the encoder supports, the one it uses first; the encoder is unchanged."
     own, found = attention_of(model), []
@@ -92,7 +92,7 @@ def processor() -> str:
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-
+# %% ../../nbs/speed/40_machine_choice.ipynb #4db31f7f
 def question_of(model: PreTrainedModel, **more: Any) -> dict[str, Any]:
     "What a measurement depends on, as plain JSON values: this machine, its libraries, the encoder's shape, and `more`."
     shape = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")

@@ -59,7 +59,7 @@ def alone(start: Start, threads: int, steps: int) -> float:
     finally:
         torch.set_num_threads(before)
 
-
+# %% ../../nbs/speed/50_thread_choice.ipynb #2980b270
 def side_by_side(start: Start, processes: int, steps: int, limit: float = LIMIT) -> Cost:
     "The cost of `steps` steps in each of some forked processes: the slowest one's seconds, the largest one's bytes."
     end = time.perf_counter() + limit
@@ -92,7 +92,7 @@ def _fits(one: Cost, processes: int) -> bool:
         logger.info(line, processes, need / 2**30, free / 2**30)
     return need <= free
 
-
+# %% ../../nbs/speed/50_thread_choice.ipynb #efb1d828
 def fastest_threads(start: Start, cores: int, processes: int, folds: int) -> tuple[str, dict[str, float]]:
     """The threads of a fold ("1", or `cores`), and the median seconds of a trial's step by threads.
 

@@ -159,7 +159,7 @@ def _reject_foreign(found: dict[str, set[str]], tables: sa.MetaData) -> None:
                 f"program or to another version of this one; set hpo.storage to another database, or use that version"
             )
 
-
+# %% ../../nbs/storage/30_database.ipynb #909b0b90
 def _has_tables(url: str, tables: sa.MetaData) -> bool:
     "Return whether all tables exist; raises `StudyError` if one of them lacks a column."
     found = _column_names(url, tables.tables)
@@ -167,6 +167,14 @@ def _has_tables(url: str, tables: sa.MetaData) -> bool:
     return set(tables.tables) <= found.keys()
 
 # %% ../../nbs/storage/30_database.ipynb #c80f937f
+def _make_folder(folder: Path) -> None:
+    "Create the database's folder; raises `StudyError` if that fails."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StudyError(f"hpo.storage: cannot create {folder} ({err.strerror}); name another folder") from None
+
+# %% ../../nbs/storage/30_database.ipynb #c96d9398
 def open_tables(url: str, tables: sa.MetaData) -> sa.Engine:
     "Return an engine on the study's database with `tables` in it; raises `StudyError` for an unusable database."
     engine = make_engine(url)
@@ -176,14 +184,6 @@ def open_tables(url: str, tables: sa.MetaData) -> sa.Engine:
         with exclusive(engine):
             with_retries(tables.create_all)(engine)
     return engine
-
-
-def _make_folder(folder: Path) -> None:
-    "Create the database's folder; raises `StudyError` if that fails."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StudyError(f"hpo.storage: cannot create {folder} ({err.strerror}); name another folder") from None
 
 # %% ../../nbs/storage/30_database.ipynb #7ce51e4f
 REVISION = "alembic_version"

@@ -69,6 +69,18 @@ def is_writable(file: Path) -> bool:
     return not file.is_file() or all(os.access(path, os.W_OK) for path in (file, file.parent))
 
 # %% ../../nbs/storage/10_engine.ipynb #a77a6783
+def _copy_in_memory(*files: Path) -> sqlite3.Connection:
+    "Return a copy in memory of a SQLite file and its log."
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder, file.name))
+        whole = sqlite3.connect(Path(folder, files[0].name))
+        whole.backup(memory)
+        whole.close()
+    return memory
+
+# %% ../../nbs/storage/10_engine.ipynb #7a5963f9
 def connect_read_only(file: Path) -> sqlite3.Connection:
     "Return a connection to a SQLite file that changes neither the file nor its folder."
     uri, log = f"file:{quote(str(file))}?mode=ro", Path(f"{file}-wal")
@@ -83,18 +95,6 @@ def connect_read_only(file: Path) -> sqlite3.Connection:
     if log.is_file() and log.stat().st_size:
         return _copy_in_memory(file, log)
     return sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
-
-
-def _copy_in_memory(*files: Path) -> sqlite3.Connection:
-    "Return a copy in memory of a SQLite file and its log."
-    memory = sqlite3.connect(":memory:", check_same_thread=False)
-    with tempfile.TemporaryDirectory() as folder:
-        for file in files:
-            shutil.copyfile(file, Path(folder, file.name))
-        whole = sqlite3.connect(Path(folder, files[0].name))
-        whole.backup(memory)
-        whole.close()
-    return memory
 
 # %% ../../nbs/storage/10_engine.ipynb #4964cdde
 KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 6, "tcp_user_timeout": 45_000}
@@ -118,7 +118,7 @@ def _close_connections() -> None:
     for engine in list(_WITH_LOG):
         engine.dispose()
 
-
+# %% ../../nbs/storage/10_engine.ipynb #7c2de8bb
 def use_write_ahead_log(engine: sa.Engine, synchronous: str) -> None:
     "Make SQLite use a write-ahead log; `synchronous`: FULL waits for the disk at every commit, NORMAL does not."
 
@@ -151,7 +151,7 @@ SERVER_LIMITS = {
     "tcp_keepalives_count": 6,
 }
 
-
+# %% ../../nbs/storage/10_engine.ipynb #973c1c43
 def set_server_limits(engine: sa.Engine) -> None:
     "Make a PostgreSQL server end transactions of frozen clients and limit every wait for a lock."
     statements = "; ".join(f"SET {name} = {value}" for name, value in SERVER_LIMITS.items())

@@ -61,7 +61,7 @@ def has_predictions(db: sa.Connection) -> bool:
         _WITH_TABLE.add(db.engine)
     return found
 
-
+# %% ../../nbs/storage/55_predictions.ipynb #21575cff
 def create_predictions(db: sa.Connection) -> None:
     "Create the table if it is missing, within the caller's transaction; of several workers one creates it, the others wait."
     if not has_predictions(db):
@@ -77,7 +77,7 @@ class Predictions:
     pairs: str
     probs: np.ndarray
 
-
+# %% ../../nbs/storage/55_predictions.ipynb #8455a604
 def add_predictions(db: sa.Connection, study: str, slot: int, fold: int, predictions: Predictions) -> None:
     "Write the predictions of a fold within the caller's transaction."
     create_predictions(db)

@@ -36,7 +36,7 @@ class Running:
     share: float
     owner: Owner | None = None
 
-
+# %% ../../nbs/storage/80_progress.ipynb #7eb4e772
 @dataclass(frozen=True)
 class Progress:
     """The progress of a study; `trial` and `fold` are the first running ones, `best_slot` is the slot of the best trial.

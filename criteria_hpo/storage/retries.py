@@ -33,7 +33,7 @@ BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 UNAVAILABLE_STATES = ("08", "40", "53", "57", "55P03", "25P03")
 PERMANENT_MESSAGES = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
-
+# %% ../../nbs/storage/20_retries.ipynb #9e8d7cd6
 def is_unavailable(err: BaseException) -> bool:
     "Return whether the database is unreachable or busy, so that a retry can succeed."
     if isinstance(err, sa.exc.PendingRollbackError) or isinstance(err.__cause__, sa.exc.PendingRollbackError):
@@ -98,7 +98,7 @@ def _log_waiting(state: tenacity.RetryCallState) -> None:
     if state.attempt_number == 1 and state.outcome is not None:
         logger.warning("The database is unavailable (%s); retrying", type(state.outcome.exception()).__name__)
 
-
+# %% ../../nbs/storage/20_retries.ipynb #3afd028e
 def with_retries(call: Callable[P, T]) -> Callable[P, T]:
     "Return the function with retries while the database is unavailable; it raises `StudyError` when they are used up."
 

@@ -157,7 +157,7 @@ def with_precision(setup: TrainingSetup, precision: str) -> TrainingSetup:
     "The setup with another `training.precision`."
     return replace(setup, training=setup.training.model_copy(update={"precision": precision}))
 
-
+# %% ../../nbs/training/60_cross_validation.ipynb #57460b43
 def choose_precision(setup: TrainingSetup, hparams: HParams) -> str:
     "The precision for `training.precision: fastest`: on a CPU fp32 or bf16, measured once per machine; that of `auto` on a GPU."
     if setup.device.type != "cpu":
@@ -166,7 +166,7 @@ def choose_precision(setup: TrainingSetup, hparams: HParams) -> str:
     calls = {name: _steps_with(with_precision(setup, name), hparams, own) for name in ("fp32", "bf16")}
     return _measured(setup, hparams, calls, "precision")
 
-
+# %% ../../nbs/training/60_cross_validation.ipynb #63546113
 def with_step(setup: TrainingSetup, attention: str | None, word_masks: bool, precision: str | None = None) -> TrainingSetup:
     "The setup with this attention (None: the library's choice), these dropout masks and this precision (None: the setting's)."
     if attention is not None:
@@ -186,7 +186,7 @@ def _one_by_one(setup: TrainingSetup, folds: Sequence[Fold], train: Train, obser
         setup = with_sizes(setup, *result.fits)
         yield result
 
-
+# %% ../../nbs/training/60_cross_validation.ipynb #2626cd65
 class _Shares(Observer):
     "Passes on the finished share of a fold in a forked process."
 

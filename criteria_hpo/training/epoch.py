@@ -130,21 +130,21 @@ def _bounded(setup: TrainingSetup, pairs: np.ndarray, size: int) -> list[np.ndar
         return token_batches(np.ones_like(counts), size, counts)
     return token_batches(setup.tokens.lengths[pairs] // counts, size * setup.row_tokens, counts)
 
-
+# %% ../../nbs/training/50_epoch.ipynb #4b16b1e0
 def cut(setup: TrainingSetup, pairs: np.ndarray, size: int) -> list[np.ndarray]:
     "`pairs` in parts of at most `size` rows, or at most as many tokens with padding as `size` rows of `row_tokens` have."
     if setup.row_tokens is None and setup.tokens.first is None:
         return micro_batches(pairs, size)
     return [pairs[part] for part in _bounded(setup, pairs, size)]
 
-
+# %% ../../nbs/training/50_epoch.ipynb #f8fd019e
 def read_rows(setup: TrainingSetup, rows: np.ndarray) -> dict[str, torch.Tensor]:
     "The padded batch of these pairs on the setup's device."
     if setup.resident is None:
         return collate(setup.tokens, rows, setup.device)
     return collate_resident(setup.resident.of(setup.tokens), rows)
 
-
+# %% ../../nbs/training/50_epoch.ipynb #e9bc8a6b
 def training_parts(setup: TrainingSetup, rows: np.ndarray) -> list[dict[str, torch.Tensor]]:
     "The micro-batches of an effective batch, padded, or packed if the setup has a `packer`."
     parts = cut(setup, rows, setup.physical_batch_size)
@@ -164,7 +164,7 @@ def _scoring_parts(setup: TrainingSetup, rows: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(-lengths, kind="stable")
     return [order[part] for part in _bounded(setup, rows[order], size)]
 
-
+# %% ../../nbs/training/50_epoch.ipynb #af698177
 def _score_rows(setup: TrainingSetup, rows: np.ndarray) -> tuple[np.ndarray, float]:
     "Probabilities of `rows` and the sum of their losses."
     classifier, total = setup.classifier.eval(), 0.0
@@ -324,7 +324,7 @@ def score_rows(setup: TrainingSetup, rows: np.ndarray, probs: np.ndarray, thresh
     criteria = None if setup.criteria is None else setup.criteria[rows]
     return score_of(setup.metric, setup.tokens.labels[rows], probs, threshold, criteria)
 
-
+# %% ../../nbs/training/50_epoch.ipynb #b63fc978
 def threshold_of(setup: TrainingSetup, rows: np.ndarray, probs: np.ndarray) -> float:
     "The threshold for predictions of inner rows with these probabilities: 0.5, or the best one for `objective.threshold=inner`."
     criteria = None if setup.criteria is None else setup.criteria[rows]

@@ -114,7 +114,7 @@ def used_ids(arrays: Iterable[np.ndarray]) -> np.ndarray:
         used[ids] = True
     return np.flatnonzero(used)
 
-
+# %% ../../nbs/training/80_setup.ipynb #e3b56f0d
 def compact_vocabulary(classifier: BERTClassifier, ids: np.ndarray) -> None:
     "Let the classifier hold only the embedding rows of these ids, where the numbers stay the same; logs the result."
     before = sum(p.numel() for p in classifier.parameters())
