@@ -8,6 +8,7 @@
 #   takes 1.1 to 1.4 times as long compiled as eager, after half a minute of compiling.
 # Why it matters here: `training.gpu.compiled` has no counterpart for CPUs; a measurement would never choose it.
 set -euo pipefail
+command -v g++ >/dev/null || { echo "needs g++, which Inductor calls; install it first" >&2; exit 1; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"

@@ -10,7 +10,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" -q install triton==3.6.0 numpy==2.4.6 torch==2.13.0
+"$folder/venv/bin/pip" -q install torch==2.13.0 numpy==2.4.6
+"$folder/venv/bin/pip" -q install triton==3.6.0  # by itself: a build of torch for CUDA may ask for another one
 cat > "$folder/loop.py" <<'PY'
 import numpy as np
 import torch
