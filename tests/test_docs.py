@@ -112,3 +112,11 @@ def test_every_version_that_is_compared_has_a_source() -> None:
     sources = text[text.index("## Where it was read") :]
     assert len(versions) == 6 and all(version in sources for version in versions)
     assert re.search(r"\*\*\d+ \w+ \d{4}\*\*", text), "the page has no date of reading"
+
+
+@pytest.mark.parametrize("page", ["README.md", "studies/gallery/README.md"])
+def test_every_picture_of_a_page_exists_and_says_in_a_sentence_what_it_shows(page: str) -> None:
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert pictures
+    for words, path in pictures:
+        assert ((ROOT / page).parent / path).is_file() and words.endswith(".") and len(words.split()) > 12, path
