@@ -1,6 +1,7 @@
 """The pages for readers say what is: quoted messages exist in the source, the citation is valid, tables are whole."""
 
 import ast
+import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 GAP = "\0"  # what a message fills in
+NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 PAGES = sorted(path.stem for path in ROOT.glob("nbs/*.ipynb") if not path.stem[0].isdigit() and path.stem != "index")
 CFF_KEYS = [
     "abstract",
@@ -97,12 +99,27 @@ def test_the_citation_is_valid_and_agrees_with_the_settings() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_reached_from_the_readme_and_its_tables_are_whole(name: str) -> None:
+def test_a_page_is_reached_from_the_readme(name: str) -> None:
     assert f"](nbs/{name}.ipynb)" in (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = re.findall(r"(?:^\|[^\n]*\|\n?)+", page(name), re.MULTILINE)
-    for table in tables:
-        columns = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.strip().splitlines()}
-        assert len(columns) == 1, table.splitlines()[0]
+
+
+def prose(notebook: Path) -> list[str]:
+    """The texts of the Markdown cells."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def test_tables_are_whole() -> None:
+    for notebook in NOTEBOOKS:
+        for table in re.findall(r"(?:^\|[^\n]*\n?)+", "\n\n".join(prose(notebook)), re.MULTILINE):
+            rows = table.strip().splitlines()
+            columns = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in rows}
+            assert len(columns) == 1 and re.fullmatch(r"\|[-:| ]+\|", rows[min(1, len(rows) - 1)]), (notebook.name, rows[0])
+
+
+def test_a_first_cell_has_no_list() -> None:
+    lists = [notebook.name for notebook in NOTEBOOKS if re.search(r"^- ", prose(notebook)[0], re.MULTILINE)]
+    assert lists == [], "nbdev takes it for settings of the page, and warns"
 
 
 def test_every_version_that_is_compared_has_a_source() -> None:
