@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import shlex
+import subprocess
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -137,3 +139,78 @@ def test_every_picture_of_a_page_exists_and_says_in_a_sentence_what_it_shows(pag
     assert pictures
     for words, path in pictures:
         assert ((ROOT / page).parent / path).is_file() and words.endswith(".") and len(words.split()) > 12, path
+
+
+def lines_to_type(text: str) -> list[list[str]]:
+    """The commands and settings that a page gives, in blocks of shell and between backticks, as a shell splits them."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    found = []
+    for line in lines:
+        if re.match(r"make |(\.venv/bin/)?criteria-hpo |[a-z_]+(\.[a-z_]+)*=\S", line):
+            words = shlex.split(line.replace(r"\|", "|"), comments=True)
+            found.append([word for word in words if "…" not in word])
+    return [words for words in found if words]
+
+
+def settings_of(words: list[str]) -> list[list[str]]:
+    """The settings of a line, once for each of the values that stand beside each other, as in `hpo.mode=kfold|single_split`."""
+    given = [word for word in words if "=" in word]
+    several = [word for word in given if re.fullmatch(r"[\w.]+=\w+(\|\w+)+", word)]
+    if not several:
+        return [given]
+    name, _, values = several[0].partition("=")
+    return [[f"{name}={value}"] for value in values.split("|")]
+
+
+def is_ours(words: list[str]) -> bool:
+    """Whether the settings are of this project, not of a library that the page speaks of."""
+    from criteria_hpo.config.schema import Config
+
+    names = {*Config.model_fields, "preset"}
+    return all(word.partition("=")[0].split(".")[0] in names and word.partition("=")[2] for word in words if "=" in word)
+
+
+TYPED = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "studies/gallery/README.md")}
+TYPED |= {name: page(name) for name in PAGES}
+
+
+OTHERS = pytest.param([name for name in TYPED if name != "README.md"], marks=pytest.mark.slow, id="other pages")
+
+
+@pytest.mark.parametrize("pages", [pytest.param(["README.md"], id="README"), OTHERS])
+def test_a_setting_on_a_page_is_accepted(pages: list[str]) -> None:
+    from criteria_hpo.cli import COMMANDS, split_words
+    from criteria_hpo.config.load import load_config
+    from criteria_hpo.core.errors import ConfigError
+
+    found, refused = set(), []
+    for words in (words for name in pages for words in lines_to_type(TYPED[name])):
+        if words[0].endswith("criteria-hpo") or is_ours(words):
+            found |= {tuple(settings) for settings in settings_of(words)}
+    for settings in sorted(found - {(f"command={name}",) for name in COMMANDS}):  # `model=ID` stands for any model
+        try:
+            load_config(split_words([re.sub(r"^model=[A-Z_]+$", "model=roberta-base", word) for word in settings]))
+        except ConfigError as err:
+            refused.append(f"{shlex.join(settings)}: {err}")
+    assert len(found) > 40 and not refused, "\n".join(refused)
+
+
+def test_a_make_command_of_the_readme_is_accepted() -> None:
+    lines = {tuple(words) for words in lines_to_type(TYPED["README.md"]) if words[0] == "make"}
+    assert len(lines) > 12
+    for words in sorted(lines):
+        if "*" not in words[1]:
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (words, done.stderr)
+
+
+def test_a_command_that_does_not_exist_is_seen() -> None:
+    from criteria_hpo.config.load import load_config
+    from criteria_hpo.core.errors import ConfigError
+
+    (words,) = lines_to_type("Write `hpo.pruner.type=rasing|none` into it.")
+    assert settings_of(words) == [["hpo.pruner.type=rasing"], ["hpo.pruner.type=none"]] and is_ours(words)
+    with pytest.raises(ConfigError, match="racing"):
+        load_config(settings_of(words)[0])
