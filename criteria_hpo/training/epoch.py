@@ -124,7 +124,7 @@ class ScoringOutOfMemory(torch.OutOfMemoryError):
 
 # %% ../../nbs/training/50_epoch.ipynb #a736c7c1
 def _bounded(setup: TrainingSetup, pairs: np.ndarray, size: int) -> list[np.ndarray]:
-    "Positions in `pairs`, in parts bounded by rows or by tokens, as in `cut`."
+    "Positions in `pairs`, in parts of at most `size` rows, or of their tokens; each but the last is as full as it can be."
     counts = setup.tokens.counts[pairs]
     if setup.row_tokens is None:
         return token_batches(np.ones_like(counts), size, counts)
