@@ -4,14 +4,14 @@
 # Packages: optuna 5.0.0, torch 2.13.0 (a CPU build, for GPSampler).
 # Expected: a trial told as FAIL has no value and no sampler reads it, so it neither attracts nor repels. If the score rises up to
 #   a size at which memory runs out, some trials step over the edge, and the scores that accumulate below it hold the search there.
-# Seen: over 8 seeds, 60 trials and three parameters, of the trials after the first ten random search loses 8 % in the tenth that fails, NSGA-II 3 %,
+# Seen: over 8 seeds (GP: one), 60 trials (GP: 30) and three parameters, of the trials after the first ten random search loses 8 % in the tenth that fails, NSGA-II 3 %,
 #   multivariate TPE 69 %, TPE with one parameter at a time 87 %. TPE takes what is likely among good and unlikely among bad trials; where none has a
 #   score, nothing is ever bad, however often it failed. GP is worse: nothing new is learnt, so the maximum of its acquisition
 #   function stays, and it suggests one and the same setting, to two digits, until the end. Told as PRUNED, or with a score of 0, TPE loses
 #   26 %; GP, with a score of 0, 5 %. (`optimize` tells an exception that it catches, and a NaN, as FAIL.)
 # Why it matters here: a trial whose process was killed for want of memory is the dearest of all, since it is attempted three times before it is
-#   given up. The product tells divergence as PRUNED, but a trial that is given up as FAIL, and a study stops after three of them in a row:
-#   then narrow the range, rather than resume and hope that the sampler has learnt it.
+#   given up. The product's TPE counts such a trial among the worst (search/35_optuna_samplers); divergence is told as PRUNED. GP, and TPE with
+#   two objectives, read trials by Optuna's own code: there narrow the range, rather than resume and hope that the sampler has learnt it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

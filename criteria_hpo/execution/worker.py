@@ -22,6 +22,7 @@ from ..core.errors import StudyError, UserError, debug_wanted, log_event, logger
 from ..core.stopping import SEARCH_STOPPED, StopRequest
 from ..search.objectives import first_value
 from ..search.optuna_access import stored_trial, trial_id
+from ..search.optuna_samplers import GIVEN_UP
 from ..storage.database import exclusive
 from ..storage.leases import MAX_ATTEMPTS, Lease, LeaseLost
 from ..storage.ledger import Ledger
@@ -48,7 +49,7 @@ def _end_trial(study: optuna.Study, number: int, reason: str) -> tuple[TrialStat
     if stored.state.is_finished():
         return stored.state, first_value(stored)
     with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over since; `ledger.finish` raises `LeaseLost`
-        trial.set_user_attr("fail_reason", reason)
+        trial.set_user_attr(GIVEN_UP, reason)
         study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     return TrialState.FAIL, None
 
