@@ -156,7 +156,7 @@ benchmark: assets ## measure the speed beside other libraries, on an idle machin
 	$(PY) -c "$$have" || { echo "Installing the libraries to compare with (a minute)"; $(PIP) --no-build-isolation -e ".[dev,bench]"; }; \
 	mkdir -p "studies/$$out"; \
 	exec $(PY) -m papermill --log-output --no-progress-bar studies/benchmark.ipynb "studies/$$out/benchmark.ipynb" -k python3 \
-	  -p device "$$device" -p size "$${SIZE:-full}" -p seeds 5 -r works "$$WORKS" -r out "$$out"
+	  -p device "$$device" -p size "$${SIZE:-full}" -p seeds 20 -r works "$$WORKS" -r out "$$out"
 
 ##@ Developing
 venv: $(STAMP) ## create .venv and install all dependencies, pinned [PYTHON= TORCH_INDEX=]

@@ -89,7 +89,7 @@ def metric_differences(order: Order, seeds: range, folds: Sequence[int] = (1, 2)
     return np.array([score(order, seed) - score(plain_order(order), seed) for seed in seeds])
 
 
-def parity(work: Work, size: str, threads: int, seeds: int = 5) -> tuple[float, Equivalence]:
+def parity(work: Work, size: str, threads: int, seeds: int = 20) -> tuple[float, Equivalence]:
     "The largest difference of a step's loss without dropout, and the equivalence of the metric over `seeds` seeds, with dropout."
     with tempfile.TemporaryDirectory() as folder:
         order = prepare(work, work.size(size), Path(folder), threads=threads)
