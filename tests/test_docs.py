@@ -40,10 +40,15 @@ CFF_KEYS = [
 ]
 
 
+def prose(notebook: Path) -> list[str]:
+    """The texts of the Markdown cells."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
 def page(name: str) -> str:
     """The markdown of a page."""
-    cells = yaml.safe_load((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return "\n".join(prose(ROOT / "nbs" / f"{name}.ipynb"))
 
 
 def template(node: ast.AST) -> str:
@@ -103,12 +108,6 @@ def test_the_citation_is_valid_and_agrees_with_the_settings() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_reached_from_the_readme(name: str) -> None:
     assert f"](nbs/{name}.ipynb)" in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def prose(notebook: Path) -> list[str]:
-    """The texts of the Markdown cells."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
 
 
 def test_tables_are_whole() -> None:
