@@ -86,10 +86,10 @@ def _scored_models(cfg: Config) -> dict[str, Any]:
     return {"key": {"refits": keys}, "models": {"winner": {"probs": [[0.5]], "thresholds": rule, "calibration": calibration}}}
 
 # %% ../../nbs/paper/20_examples.ipynb #c3a5f7d2
-def example_facts(**how: Any) -> Facts:
-    "Return the facts of an evaluated study with three refits; `how`: as for `store_evaluated`."
+def example_facts(*overrides: str, **how: Any) -> Facts:
+    "Return the facts of an evaluated study with three refits; `overrides`: settings, `how`: as for `store_evaluated`."
     with tempfile.TemporaryDirectory() as folder:
-        cfg = load_config([f"studies_dir={folder}", "hpo.study_name=example", "evaluate.refits=3"])
+        cfg = load_config([f"studies_dir={folder}", "hpo.study_name=example", "evaluate.refits=3", *overrides])
         store_evaluated(cfg, **how)
         return read_facts(cfg)
 
